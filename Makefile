@@ -1,0 +1,77 @@
+# The front door. Every target does the set-up it needs: python3 (3.10 or later) and make are enough.
+#   HOST_PYTHON  the interpreter that .venv is made with
+#   PYTHON       `make gpu` only: an interpreter that has torch, triton and pytest already
+#   WORKERS      test processes at a time
+
+HOST_PYTHON ?= python3
+WORKERS ?= auto
+
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+PIP_INSTALL := $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# One thread a worker: as many workers as cores, each with a thread pool of its own, only wait.
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(VENV_PYTHON) -m pytest \
+	-n $(WORKERS) --maxprocesses 8 --benchmark-disable
+CUDA_SOURCES = $(shell find csrc tests \( -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' \) 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format gate gpu clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+venv: $(STAMP) ## .venv with the package (editable) and every tool, pinned by constraints.txt
+
+# torch comes first and by its exact pin, so that nothing later in the resolution can choose another.
+# The package itself builds in .venv, with the pinned setuptools.
+$(STAMP): constraints.txt pyproject.toml setup.py
+	@$(HOST_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed, $(HOST_PYTHON) is " + sys.version.split()[0])'
+	$(HOST_PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) pip setuptools
+	$(PIP_INSTALL) "$$(grep '^torch==' constraints.txt)"
+	$(PIP_INSTALL) --no-build-isolation --editable '.[cli,test,dev]'
+	@touch $@
+
+demo: $(STAMP) ## run Inception V3 unfused and fused on photographs, and compare
+	$(VENV_PYTHON) -m fused_inception compare
+
+# Two processes, because triton reads TRITON_INTERPRET once, when it is imported. Both always run; the
+# target fails if either does.
+test: $(STAMP) ## the whole test suite that needs no GPU: the main part, then Triton's interpreter
+	@status=0; \
+	echo "== main suite"; \
+	env -u TRITON_INTERPRET $(PYTEST) tests --ignore tests/interpreter -m "not gpu and not interpreter" || status=1; \
+	echo "== Triton kernels in the interpreter"; \
+	TRITON_INTERPRET=1 $(PYTEST) tests/interpreter -m "not gpu" || status=1; \
+	exit $$status
+
+lint: $(STAMP) ## ruff (rules and format), mypy, clang-format
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m mypy
+	$(if $(CUDA_SOURCES),$(VENV)/bin/clang-format --dry-run -Werror $(CUDA_SOURCES))
+
+format: $(STAMP) ## rewrite the sources in the project's format
+	$(VENV_PYTHON) -m ruff check --fix-only .
+	$(VENV_PYTHON) -m ruff format .
+	$(if $(CUDA_SOURCES),$(VENV)/bin/clang-format -i $(CUDA_SOURCES))
+
+gate: $(STAMP) ## compile every Triton kernel offline for every architecture and print what came out
+	$(VENV_PYTHON) -m tests.compile_gate
+
+# An interpreter given by PYTHON is used as it is: nothing is installed and .venv is not made.
+ifdef PYTHON
+gpu: GPU_PYTHON := $(PYTHON)
+else
+gpu: GPU_PYTHON := $(VENV_PYTHON)
+gpu: $(STAMP)
+endif
+gpu: ## the tests that need a CUDA device; PYTHON=... uses an interpreter that has torch and triton
+	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" env -u TRITON_INTERPRET \
+		$(GPU_PYTHON) -m pytest tests --ignore tests/interpreter -m gpu
+
+clean: ## remove .venv, caches and everything built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

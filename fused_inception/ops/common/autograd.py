@@ -1,0 +1,43 @@
+"""Gradients of the ops.
+
+A gradient is attached by an `autograd.Function` around the registered operator, entered only when one is wanted, so
+that inference pays nothing for it. The backward recomputes what the forward did not keep and calls PyTorch's own
+convolution backward; it is made of differentiable operators, so second derivatives work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+
+
+def wants_grad(*tensors: torch.Tensor | None) -> bool:
+    """Whether autograd would record an operation on `tensors`."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def activation_backward(grad: torch.Tensor, result: torch.Tensor, activation: str) -> torch.Tensor:
+    """The gradient before the activation, from the gradient after it and the activation's result."""
+    if activation == "relu":
+        return torch.ops.aten.threshold_backward(grad, result, 0)
+    return grad
+
+
+def conv_backward(
+    grad: torch.Tensor,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    mask: Sequence[bool],
+) -> Gradients:
+    """Gradients of a convolution for (input, weight, bias), each None where `mask` does not ask for it."""
+    if not any(mask):
+        return None, None, None
+    grads: Gradients = torch.ops.aten.convolution_backward(
+        grad, input, weight, [weight.shape[0]], stride, padding, [1, 1], False, [0, 0], 1, list(mask)
+    )
+    return grads

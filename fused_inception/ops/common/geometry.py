@@ -1,0 +1,42 @@
+"""Output shapes and allocation, shared by the real implementations and the fakes.
+
+channels_last is the native layout. An output always has the strides that `torch.empty(..., memory_format=
+torch.channels_last)` gives, also where a size of 1 or 0 leaves PyTorch's own operators a choice.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def empty_channels_last(shape: tuple[int, int, int, int], like: torch.Tensor) -> torch.Tensor:
+    """An uninitialised channels_last tensor (N, C, H, W) with the dtype and device of `like`."""
+    return torch.empty(
+        shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
+    )
+
+
+def with_channels_last_strides(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` itself where its strides are exactly channels_last's, a channels_last copy otherwise."""
+    out = empty_channels_last((*tensor.shape,), tensor)
+    if tensor.stride() == out.stride():
+        return tensor
+    return out.copy_(tensor)
+
+
+def dense_channels_last(tensor: torch.Tensor, alignment: int) -> torch.Tensor:
+    """`tensor` as a kernel takes it: exact channels_last strides, at a multiple of `alignment` bytes.
+
+    A copy is made where either fails, so that what a kernel does never depends on the caller's strides or alignment.
+    """
+    _, c, h, w = tensor.shape
+    strides = (h * w * c, 1, w * c, c)
+    if tensor.stride() == strides and tensor.data_ptr() % alignment == 0:
+        return tensor
+    dense = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
+    return dense.copy_(tensor)
+
+
+def conv_output_size(size: int, taps: int, stride: int, padding: int) -> int:
+    """Positions of a filter of `taps` along an axis of `size`."""
+    return (size + 2 * padding - taps) // stride + 1

@@ -1,0 +1,1 @@
+"""`conv2d_act`: one folder, the rooms every op has."""

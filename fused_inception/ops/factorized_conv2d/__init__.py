@@ -1,0 +1,1 @@
+"""`factorized_conv2d`: one folder, the rooms every op has."""

@@ -1,0 +1,1 @@
+"""`grid_reduction`: one folder, the rooms every op has."""

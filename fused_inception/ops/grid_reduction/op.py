@@ -1,0 +1,162 @@
+"""`grid_reduction`: a stride-2 convolution and a stride-2 pool side by side, concatenated."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ..common import checks
+from ..common.autograd import activation_backward, conv_backward, wants_grad
+from ..common.dispatch import select
+from ..common.geometry import conv_output_size, empty_channels_last
+from ..common.registration import autocast, register
+from . import aten
+from .launch import BACKENDS, NAME
+
+
+class Problem(NamedTuple):
+    """One call in numbers: input N, C, H, W, filters and pool window of kernel×kernel, output P×Q."""
+
+    batch: int
+    c_in: int
+    height: int
+    width: int
+    c_out: int
+    kernel: int
+    out_height: int
+    out_width: int
+    pool: str
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _check(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    pool: str,
+    activation: str,
+    backend: str,
+) -> Problem:
+    checks.check_option(NAME, "pool", pool, checks.POOLS)
+    checks.check_option(NAME, "activation", activation, checks.ACTIVATIONS)
+    checks.check_option(NAME, "backend", backend, checks.BACKENDS)
+    checks.check_input(NAME, input)
+    checks.check_same_kind(NAME, input, weight=weight, bias=bias)
+    n, c_in, height, width = input.shape
+    checks.check_weight(NAME, "weight", weight, c_in, "(Cout, Cin, k, k)")
+    c_out, _, kernel, columns = weight.shape
+    if kernel != columns or kernel % 2 == 0:
+        raise ValueError(f"{NAME}: weight must be kxk with k odd, got {kernel}x{columns}")
+    checks.check_bias(NAME, "bias", bias, c_out)
+    if height < kernel or width < kernel:
+        raise ValueError(
+            f"{NAME}: input must have H and W of at least the filter's {kernel}, "
+            f"got {height}x{width}"
+        )
+    return Problem(
+        n, c_in, height, width, c_out, kernel,
+        conv_output_size(height, kernel, 2, 0), conv_output_size(width, kernel, 2, 0), pool,
+        input.dtype, input.device,
+    )  # fmt: skip
+
+
+def _implementation(*args: Any) -> torch.Tensor:
+    *operands, backend = args
+    problem = _check(*args)
+    chosen = select(NAME, backend, BACKENDS, problem, problem.device)
+    return chosen.run(problem, *operands)
+
+
+def _fake(*args: Any) -> torch.Tensor:
+    p = _check(*args)
+    return empty_channels_last((p.batch, p.c_out + p.c_in, p.out_height, p.out_width), args[0])
+
+
+_operator = register(
+    NAME,
+    "(Tensor input, Tensor weight, Tensor? bias, str pool, str activation, str backend) -> Tensor",
+    _implementation,
+    _fake,
+)
+
+
+class _GridReduction(torch.autograd.Function):
+    @staticmethod
+    def forward(*args: Any) -> torch.Tensor:
+        return _operator(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        input, weight, _, ctx.pool, ctx.activation, _ = inputs
+        ctx.save_for_backward(input, weight, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        input, weight, output = ctx.saved_tensors
+        wants = ctx.needs_input_grad
+        c_out, kernel = weight.shape[0], weight.shape[2]
+        grad_input, grad_weight, grad_bias = conv_backward(
+            activation_backward(grad[:, :c_out], output[:, :c_out], ctx.activation),
+            input,
+            weight,
+            (2, 2),
+            (0, 0),
+            wants[:3],
+        )
+        if grad_input is not None:
+            grad_input = grad_input + aten.pool2d_backward(
+                grad[:, c_out:], input, kernel, ctx.pool
+            )
+        return grad_input, grad_weight, grad_bias, None, None, None
+
+
+def grid_reduction(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    pool: str = "max",
+    activation: str = "relu",
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Halve a map: a stride-2 convolution and a stride-2 pool of the same window, concatenated.
+
+    Equivalent to::
+
+        conv = act(F.conv2d(input, weight, bias, stride=2))
+        out = torch.cat([conv, F.max_pool2d(input, k, 2)], 1)  # or F.avg_pool2d
+
+    No padding, dilation 1, groups 1.
+
+    Args:
+        input: (N, Cin, H, W), H and W at least k; float64, float32, float16 or bfloat16, any strides (channels_last
+            is not copied).
+        weight: (Cout, Cin, k, k), k odd; channels_last is not copied.
+        bias: (Cout,) or None.
+        pool: "max" or "avg", window k×k, stride 2. Default "max".
+        activation: "relu" or "none", after the convolution only. Default "relu".
+        backend: "auto", "aten", "triton" or "cuda". Default "auto": the first of cuda, triton and aten that can run.
+
+    Returns:
+        (N, Cout + Cin, P, Q) with P = (H − k) // 2 + 1 and Q alike, input's dtype (the autocast dtype under
+        autocast), channels_last.
+
+    Raises:
+        TypeError: an argument is not a tensor, is not floating-point, or its dtype is not the input's.
+        ValueError: a rank, shape, device or option is not one of those above.
+        RuntimeError: `backend` was named and cannot run here.
+
+    Note:
+        The max pool is bitwise `F.max_pool2d`: row-major over the window, replaced when greater or NaN. float16 and
+        bfloat16 accumulate in float32. float32 follows `torch.backends.cudnn.conv.fp32_precision`. Only "aten" is
+        implemented in this version; it is not batch-invariant. Differentiable, twice.
+
+    Source:
+        Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2015), section 5, figure 10.
+    """
+    checks.check_tensors(NAME, input=input, weight=weight, bias=bias)
+    tensors = autocast(input, weight, bias)
+    call = _GridReduction.apply if wants_grad(*tensors) else _operator
+    return call(*tensors, pool, activation, backend)

@@ -1,0 +1,1 @@
+"""`split_conv2d`: one folder, the rooms every op has."""
