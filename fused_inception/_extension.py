@@ -1,6 +1,7 @@
 """The compiled CUDA extension: finds and loads the library, and remembers why it could not.
 
-Nothing outside this module and the ops' `launch.py` knows the extension. Importing the package never fails for its sake.
+Nothing outside this module and the ops' `launch.py` knows the extension. Importing the package
+never fails for its sake.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ def build_info() -> dict[str, Any]:
     """What was built, and whether it could be loaded.
 
     Returns:
-        A dict with the keys "loaded" (bool), "architectures" (list of str), "torch" and "cuda" (versions built
-        with, or None) and "error" (None, or the reason why nothing is loaded).
+        A dict with the keys "loaded" (bool), "architectures" (list of str), "torch" and "cuda"
+        (versions built with, or None) and "error" (None, or the reason why nothing is loaded).
     """
     info: dict[str, Any] = {
         "loaded": False,

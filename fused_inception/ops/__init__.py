@@ -1,4 +1,7 @@
-"""The public ops. Each folder has the same rooms: `op.py` is the contract, `aten.py` the reference, `launch.py` the choice."""
+"""The public ops. Each folder has the same rooms.
+
+`op.py` is the contract, `aten.py` the reference, `launch.py` the choice and the launches.
+"""
 
 from .common.dispatch import available_backends
 from .conv2d_act.op import conv2d_act

@@ -1,1 +1,1 @@
-"""What every op shares: argument checks, geometry, backend choice, precision, registration and gradients."""
+"""What every op shares: checks, geometry, backend choice, precision, registration, gradients."""

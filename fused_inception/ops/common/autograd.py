@@ -1,8 +1,9 @@
 """Gradients of the ops.
 
-A gradient is attached by an `autograd.Function` around the registered operator, entered only when one is wanted, so
-that inference pays nothing for it. The backward recomputes what the forward did not keep and calls PyTorch's own
-convolution backward; it is made of differentiable operators, so second derivatives work.
+A gradient is attached by an `autograd.Function` around the registered operator, entered only when
+one is wanted, so that inference pays nothing for it. The backward recomputes what the forward did
+not keep and calls PyTorch's own convolution backward; it is made of differentiable operators, so
+second derivatives work.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def wants_grad(*tensors: torch.Tensor | None) -> bool:
 
 
 def activation_backward(grad: torch.Tensor, result: torch.Tensor, activation: str) -> torch.Tensor:
-    """The gradient before the activation, from the gradient after it and the activation's result."""
+    """The gradient before the activation, from the one after it and the activation's result."""
     if activation == "relu":
         return torch.ops.aten.threshold_backward(grad, result, 0)
     return grad
@@ -34,10 +35,20 @@ def conv_backward(
     padding: Sequence[int],
     mask: Sequence[bool],
 ) -> Gradients:
-    """Gradients of a convolution for (input, weight, bias), each None where `mask` does not ask for it."""
+    """Gradients for (input, weight, bias), each None where `mask` does not ask for it."""
     if not any(mask):
         return None, None, None
     grads: Gradients = torch.ops.aten.convolution_backward(
-        grad, input, weight, [weight.shape[0]], stride, padding, [1, 1], False, [0, 0], 1, list(mask)
+        grad,
+        input,
+        weight,
+        [weight.shape[0]],
+        stride,
+        padding,
+        [1, 1],
+        False,
+        [0, 0],
+        1,
+        list(mask),
     )
     return grads

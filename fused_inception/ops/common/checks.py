@@ -1,7 +1,8 @@
-"""Argument checks of the public ops. Every message names the argument, what it got and what it takes.
+"""Argument checks of the public ops: a message names the argument, what it got and what it takes.
 
-`TypeError` answers a wrong type or dtype, `ValueError` a wrong rank, shape, device or option. The checks run in the
-registered implementation and in its fake alike, so eager, compiled and exported programs refuse the same inputs.
+`TypeError` answers a wrong type or dtype, `ValueError` a wrong rank, shape, device or option. The
+checks run in the registered implementation and in its fake alike, so eager, compiled and exported
+programs refuse the same inputs.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def check_same_kind(op: str, input: torch.Tensor, **others: torch.Tensor | None)
         if other is None:
             continue
         if other.dtype != input.dtype:
-            raise TypeError(f"{op}: {name} must have input's dtype {input.dtype}, got {other.dtype}")
+            raise TypeError(
+                f"{op}: {name} must have input's dtype {input.dtype}, got {other.dtype}"
+            )
         if other.device != input.device:
             raise ValueError(
                 f"{op}: {name} must be on input's device {input.device}, got {other.device}"
@@ -87,7 +90,9 @@ def check_bias(op: str, name: str, bias: torch.Tensor | None, channels: int) -> 
 def check_taps(op: str, name: str, taps: int) -> None:
     """Refuse a one-dimensional filter whose length is even or above 31."""
     if taps % 2 == 0 or taps > MAX_TAPS:
-        raise ValueError(f"{op}: {name} must have an odd filter length, 1 to {MAX_TAPS}, got {taps}")
+        raise ValueError(
+            f"{op}: {name} must have an odd filter length, 1 to {MAX_TAPS}, got {taps}"
+        )
 
 
 def pair(op: str, name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int]:
@@ -99,6 +104,7 @@ def pair(op: str, name: str, value: int | Sequence[int], minimum: int) -> tuple[
         or any(v < minimum for v in values)
     ):
         raise ValueError(
-            f"{op}: {name} must be an integer of at least {minimum} or a pair of them, got {value!r}"
+            f"{op}: {name} must be an integer of at least {minimum} or a pair of them, "
+            f"got {value!r}"
         )
     return values[0], values[1]

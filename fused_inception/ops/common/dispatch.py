@@ -1,9 +1,9 @@
 """Choice of a backend for one call.
 
-Each op lists its backends in order of preference, aten last. A backend's `can_run(problem)` returns None, or the reason
-why it cannot run that problem: the same sentence decides what "auto" skips and words the error of a backend asked
-for by name. The choice may look at the op, the per-image shape, the dtype and the device, never at the batch size,
-strides or alignment (batch invariance).
+Each op lists its backends in order of preference, aten last. A backend's `can_run(problem)` returns
+None, or the reason why it cannot run that problem: the same sentence decides what "auto" skips and
+words the error of a backend asked for by name. The choice may look at the op, the per-image shape,
+the dtype and the device, never at the batch size, strides or alignment (batch invariance).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def triton_import_error() -> str | None:
 
 
 def triton_refusal(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why no Triton kernel of the project can run on `dtype` and `device`, or None where one can."""
+    """Why no Triton kernel can run on `dtype` and `device`, or None where one can."""
     if dtype not in TRITON_DTYPES:
         return f"dtype {dtype}; takes float32, float16 and bfloat16"
     error = triton_import_error()
@@ -99,8 +99,9 @@ def available_backends() -> dict[str, str]:
     """Each backend, and "available" or the reason why it is not.
 
     Returns:
-        A dict with the keys "aten", "triton" and "cuda". "available" says that the backend can run on this machine
-        at all; a single call may still be refused, in the words of the error that it raises.
+        A dict with the keys "aten", "triton" and "cuda". "available" says that the backend can run
+        on this machine at all; a single call may still be refused, in the words of the error that
+        it raises.
     """
     no_device = None if torch.cuda.is_available() else "no CUDA device"
     triton = triton_import_error()
@@ -108,6 +109,8 @@ def available_backends() -> dict[str, str]:
         device = torch.device("cpu" if no_device else "cuda")
         triton = triton_refusal(torch.float32, device)
         if triton is not None and no_device is not None:
-            triton = f"{no_device} (TRITON_INTERPRET=1, set before the first import, runs it on the CPU)"
+            triton = (
+                f"{no_device} (TRITON_INTERPRET=1, set before the first import, runs it on the CPU)"
+            )
     cuda = _extension.build_info()["error"] or no_device
     return {"aten": "available", "triton": triton or "available", "cuda": cuda or "available"}

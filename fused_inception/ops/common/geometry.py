@@ -1,7 +1,8 @@
 """Output shapes and allocation, shared by the real implementations and the fakes.
 
-channels_last is the native layout. An output always has the strides that `torch.empty(..., memory_format=
-torch.channels_last)` gives, also where a size of 1 or 0 leaves PyTorch's own operators a choice.
+channels_last is the native layout. An output always has the strides that `torch.empty(...,
+memory_format= torch.channels_last)` gives, also where a size of 1 or 0 leaves PyTorch's own
+operators a choice.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ def empty_channels_last(shape: tuple[int, int, int, int], like: torch.Tensor) ->
 
 
 def with_channels_last_strides(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` itself where its strides are exactly channels_last's, a channels_last copy otherwise."""
+    """`tensor` where its strides are exactly channels_last's, a channels_last copy otherwise."""
     out = empty_channels_last((*tensor.shape,), tensor)
     if tensor.stride() == out.stride():
         return tensor
@@ -25,9 +26,10 @@ def with_channels_last_strides(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def dense_channels_last(tensor: torch.Tensor, alignment: int) -> torch.Tensor:
-    """`tensor` as a kernel takes it: exact channels_last strides, at a multiple of `alignment` bytes.
+    """`tensor` as a kernel takes it: channels_last strides, `alignment` bytes.
 
-    A copy is made where either fails, so that what a kernel does never depends on the caller's strides or alignment.
+    A copy is made where either fails, so that what a kernel does never depends on the caller's
+    strides or alignment.
     """
     _, c, h, w = tensor.shape
     strides = (h * w * c, 1, w * c, c)

@@ -1,8 +1,9 @@
 """Registration of the project's operators with PyTorch, in the namespace `fused_inception`.
 
-`Library.define` and `Library.impl` are used rather than `torch.library.custom_op`: a call costs about a third. One
-functional operator stands for one public function; gradients are attached outside it (see `autograd.py`), autocast
-is resolved in the Python wrapper, and the implementation runs below both.
+`Library.define` and `Library.impl` are used rather than `torch.library.custom_op`: a call costs
+about a third. One functional operator stands for one public function; gradients are attached
+outside it (see `autograd.py`), autocast is resolved in the Python wrapper, and the implementation
+runs below both.
 """
 
 from __future__ import annotations
@@ -22,9 +23,13 @@ def register(
     implementation: Callable[..., torch.Tensor],
     fake: Callable[..., torch.Tensor],
 ) -> Callable[..., torch.Tensor]:
-    """Define `fused_inception::name`, with one implementation for CPU and CUDA, and return the callable.
+    """Define `fused_inception::name` with one implementation for CPU and CUDA.
 
-    The tag `needs_exact_strides` keeps compilers from changing the strides of an input between tracing and running.
+    The tag `needs_exact_strides` keeps compilers from changing the strides of an input between
+    tracing and running.
+
+    Returns:
+        The operator, called with positional arguments.
     """
     _library.define(
         name + schema, tags=(torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag)
@@ -38,7 +43,7 @@ def register(
 
 
 def _without_autocast(implementation: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """`implementation` with autocast off: a direct call of the operator returns the dtype its fake promises."""
+    """`implementation` with autocast off, so that it returns the dtype which the fake promises."""
 
     @functools.wraps(implementation)
     def call(input: torch.Tensor, *args: object) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Pieces that every Triton kernel of the project shares: the activation and the rounding of tf32 operands."""
+"""Pieces that every Triton kernel shares: the activation and the rounding of tf32 operands."""
 
 import triton
 import triton.language as tl
@@ -12,10 +12,11 @@ def relu(x):
 
 @triton.jit
 def round_to_tf32(x):
-    """float32 rounded to the 10 mantissa bits of tf32, to nearest, ties away from zero (PTX's `cvt.rna`).
+    """float32 rounded to tf32: 10 mantissa bits, to nearest, ties away (PTX's `cvt.rna`).
 
-    Tensor cores drop the low bits of a tf32 operand, which biases every product towards zero. Adding half of the
-    last kept bit carries correctly into the exponent; infinities keep their bits, NaN is passed by.
+    Tensor cores drop the low bits of a tf32 operand, which biases every product towards zero.
+    Adding half of the last kept bit carries correctly into the exponent; infinities keep their
+    bits, NaN is passed by.
     """
     bits = x.to(tl.int32, bitcast=True)
     rounded = (((bits + 0x1000) >> 13) << 13).to(tl.float32, bitcast=True)

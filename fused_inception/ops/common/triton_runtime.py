@@ -7,10 +7,12 @@ import functools
 import torch
 import triton
 
-# Whether `triton.jit` makes interpreted functions: Triton reads the switch when a kernel is decorated.
+# Whether `triton.jit` makes interpreted functions: Triton reads the switch when a kernel is
+# decorated.
 INTERPRETING: bool = bool(triton.knobs.runtime.interpret)
 
-# The interpreter has no multiprocessors; a small number makes its persistent loops run more than once.
+# The interpreter has no multiprocessors; a small number makes its persistent loops run more than
+# once.
 _INTERPRETED_MULTIPROCESSORS = 3
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from ..common import dispatch
-from ..common.geometry import with_channels_last_strides
+from fused_inception.ops.common import dispatch
+from fused_inception.ops.common.geometry import with_channels_last_strides
+
 from . import aten
 
 NAME = "conv2d_act"

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..common import checks
-from ..common.autograd import activation_backward, conv_backward, wants_grad
-from ..common.dispatch import select
-from ..common.geometry import conv_output_size, empty_channels_last
-from ..common.registration import autocast, register
+from fused_inception.ops.common import checks
+from fused_inception.ops.common.autograd import activation_backward, conv_backward, wants_grad
+from fused_inception.ops.common.dispatch import select
+from fused_inception.ops.common.geometry import conv_output_size, empty_channels_last
+from fused_inception.ops.common.registration import autocast, register
+
 from .launch import BACKENDS, NAME
 
 
@@ -128,26 +129,29 @@ def conv2d_act(
     Dilation 1, groups 1, zero padding.
 
     Args:
-        input: (N, Cin, H, W), float64, float32, float16 or bfloat16, any strides (channels_last is not copied).
+        input: (N, Cin, H, W), float64, float32, float16 or bfloat16, any strides (channels_last is
+            not copied).
         weight: (Cout, Cin, R, S), any R and S; channels_last is not copied.
         bias: (Cout,) or None.
         stride: pixels, one integer or (rows, columns), at least 1. Default 1.
         padding: pixels on each side, one integer or (rows, columns), at least 0. Default 0.
         activation: "relu" or "none". Default "relu".
-        backend: "auto", "aten", "triton" or "cuda". Default "auto": the first of cuda, triton and aten that can run.
+        backend: "auto", "aten", "triton" or "cuda". Default "auto": the first of cuda, triton and
+            aten that can run.
 
     Returns:
-        (N, Cout, P, Q) with P = (H + 2·padding − R) // stride + 1 and Q alike, input's dtype (the autocast dtype
-        under autocast), channels_last.
+        (N, Cout, P, Q) with P = (H + 2·padding − R) // stride + 1 and Q alike, input's dtype (the
+        autocast dtype under autocast), channels_last.
 
     Raises:
-        TypeError: an argument is not a tensor, is not floating-point, or its dtype is not the input's.
-        ValueError: a rank, shape, device or option is not one of those above, or the filter exceeds the padded map.
-        RuntimeError: `backend` was named and cannot run here.
+        TypeError: an argument is not a tensor, is not floating-point, or its dtype is not the
+        input's. ValueError: a rank, shape, device or option is not one of those above, or the
+        filter exceeds the padded map. RuntimeError: `backend` was named and cannot run here.
 
     Note:
-        float16 and bfloat16 accumulate in float32. float32 follows `torch.backends.cudnn.conv.fp32_precision`.
-        Only "aten" is implemented in this version; it is not batch-invariant. Differentiable, twice.
+        float16 and bfloat16 accumulate in float32. float32 follows
+        `torch.backends.cudnn.conv.fp32_precision`. Only "aten" is implemented in this version; it
+        is not batch-invariant. Differentiable, twice.
     """
     checks.check_tensors(NAME, input=input, weight=weight, bias=bias)
     tensors = autocast(input, weight, bias)

@@ -1,7 +1,8 @@
 """Choice of a Triton configuration: static tables, one per device class, nothing tuned at run time.
 
-A table lists, per precision, the tiles a kernel may use. Which of them a problem gets is a function of its channels
-and filters, never of the batch: the K block orders a sum, and the tile may decide which matrix instruction is used.
+A table lists, per precision, the tiles a kernel may use. Which of them a problem gets is a function
+of its channels and filters, never of the batch: the K block orders a sum, and the tile may decide
+which matrix instruction is used.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import json
 from dataclasses import dataclass
 from importlib import resources
 
-# Compute capability -> device class. A class stands for one shared memory limit and one matrix instruction.
+# Compute capability -> device class. A class stands for one shared memory limit and one matrix
+# instruction.
 DEVICE_CLASSES = {
     (8, 0): "sm_80",
     (8, 6): "sm_86",
@@ -42,9 +44,9 @@ class Tile:
 class Table:
     """The configurations of one device class.
 
-    `programs_per_multiprocessor` sizes the persistent grid; `l2_bytes` bounds the intermediate tensor of the two-launch
-    form; the band form runs where bands fill at least `min_band_waves` of the multiprocessors and their lines at
-    least `min_band_fill` of the rows of a tile.
+    `programs_per_multiprocessor` sizes the persistent grid; `l2_bytes` bounds the intermediate
+    tensor of the two-launch form; the band form runs where bands fill at least `min_band_waves` of
+    the multiprocessors and their lines at least `min_band_fill` of the rows of a tile.
     """
 
     device_class: str

@@ -6,9 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..common import dispatch
-from ..common.geometry import dense_channels_last, empty_channels_last, with_channels_last_strides
-from ..common.precision import conv_precision
+from fused_inception.ops.common import dispatch
+from fused_inception.ops.common.geometry import (
+    dense_channels_last,
+    empty_channels_last,
+    with_channels_last_strides,
+)
+from fused_inception.ops.common.precision import conv_precision
+
 from . import aten
 from .configurations import Table, Tile, choose_tile, device_class, load_table
 
@@ -97,8 +102,11 @@ def lines_per_band(problem: Problem, tile: Tile) -> int:
 
 
 def use_bands(problem: Problem, table: Table, tile: Tile) -> bool:
-    """Whether the one-launch form pays: both forms give bitwise the same result, so this may look at the batch."""
-    from ..common.triton_runtime import multiprocessors
+    """Whether the one-launch form pays.
+
+    Both forms give bitwise the same result, so this may look at the batch.
+    """
+    from fused_inception.ops.common.triton_runtime import multiprocessors
 
     lines = lines_per_band(problem, tile)
     if lines * problem.line_size < table.min_band_fill * tile.block_p:
@@ -111,7 +119,8 @@ class Operands:
     """The tensors of one call as the kernels take them, with their strides by axis of the line.
 
     Attributes:
-        x_strides, y_strides: elements between images, between lines of an image and between pixels of a line.
+        x_strides, y_strides: elements between images, between lines of an image and between pixels
+        of a line.
     """
 
     def __init__(
@@ -144,7 +153,7 @@ class Operands:
 
 def _arithmetic(problem: Problem, tile: Tile) -> dict[str, Any]:
     """The constants of a kernel that decide how products are formed."""
-    from ..common.triton_runtime import INTERPRETING
+    from fused_inception.ops.common.triton_runtime import INTERPRETING
 
     return {
         "BLOCK_P": tile.block_p,
@@ -159,7 +168,8 @@ def _arithmetic(problem: Problem, tile: Tile) -> dict[str, Any]:
 
 def launch_bands(operands: Operands, table: Table, tile: Tile) -> None:
     """One launch: a persistent grid, each program with a scratch band of its own."""
-    from ..common.triton_runtime import multiprocessors
+    from fused_inception.ops.common.triton_runtime import multiprocessors
+
     from .triton_kernel import factorized_conv2d_band_kernel
 
     p = operands.problem
@@ -201,7 +211,7 @@ def launch_bands(operands: Operands, table: Table, tile: Tile) -> None:
 
 
 def launch_two(operands: Operands, table: Table, tile: Tile) -> None:
-    """One launch per factor, over as many images at a time as keep the intermediate tensor in L2."""
+    """One launch per factor, over as many images as keep the intermediate tensor in L2."""
     from .triton_kernel import shifted_conv_kernel
 
     p = operands.problem

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..common import checks
-from ..common.autograd import activation_backward, conv_backward, wants_grad
-from ..common.dispatch import select
-from ..common.geometry import empty_channels_last
-from ..common.registration import autocast, register
+from fused_inception.ops.common import checks
+from fused_inception.ops.common.autograd import activation_backward, conv_backward, wants_grad
+from fused_inception.ops.common.dispatch import select
+from fused_inception.ops.common.geometry import empty_channels_last
+from fused_inception.ops.common.registration import autocast, register
+
 from . import aten
 from .launch import BACKENDS, NAME
 
@@ -18,8 +19,9 @@ from .launch import BACKENDS, NAME
 class Problem(NamedTuple):
     """One call in numbers.
 
-    A *line* is the pixels of one image along the axis on which the second factor moves: a column where the row filter
-    comes first. `line_size` is its length, `cross_size` the number of lines of an image.
+    A *line* is the pixels of one image along the axis on which the second factor moves: a column
+    where the row filter comes first. `line_size` is its length, `cross_size` the number of lines of
+    an image.
     """
 
     batch: int
@@ -57,9 +59,7 @@ def _check(
     checks.check_option(NAME, "activation", activation, checks.ACTIVATIONS)
     checks.check_option(NAME, "backend", backend, checks.BACKENDS)
     checks.check_input(NAME, input)
-    checks.check_same_kind(
-        NAME, input, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2
-    )
+    checks.check_same_kind(NAME, input, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2)
     n, c_in, height, width = input.shape
     checks.check_weight(NAME, "weight1", weight1, c_in, "(Cmid, Cin, 1, n) or (Cmid, Cin, n, 1)")
     c_mid = weight1.shape[0]
@@ -164,31 +164,37 @@ def factorized_conv2d(
     Stride 1, dilation 1, groups 1, zero padding. The filters may be larger than the map.
 
     Args:
-        input: (N, Cin, H, W), float64, float32, float16 or bfloat16, any strides (channels_last is not copied).
-        weight1: (Cmid, Cin, 1, n) or (Cmid, Cin, n, 1), n odd, 1 to 31; channels_last is not copied.
+        input: (N, Cin, H, W), float64, float32, float16 or bfloat16, any strides (channels_last is
+            not copied).
+        weight1: (Cmid, Cin, 1, n) or (Cmid, Cin, n, 1), n odd, 1 to 31; channels_last is not
+            copied.
         bias1: (Cmid,) or None.
-        weight2: (Cout, Cmid, m, 1) after a 1×n filter, (Cout, Cmid, 1, m) after an n×1 one; m odd, 1 to 31.
+        weight2: (Cout, Cmid, m, 1) after a 1×n filter, (Cout, Cmid, 1, m) after an n×1 one; m odd,
+            1 to 31.
         bias2: (Cout,) or None.
         mid_activation: "relu" or "none", between the factors. Default "relu".
         activation: "relu" or "none", after them. Default "relu".
-        backend: "auto", "aten", "triton" or "cuda". Default "auto": the first of cuda, triton and aten that can run.
+        backend: "auto", "aten", "triton" or "cuda". Default "auto": the first of cuda, triton and
+            aten that can run.
 
     Returns:
         (N, Cout, H, W), input's dtype (the autocast dtype under autocast), channels_last.
 
     Raises:
-        TypeError: an argument is not a tensor, is not floating-point, or its dtype is not the input's.
-        ValueError: a rank, shape, device or option is not one of those above.
+        TypeError: an argument is not a tensor, is not floating-point, or its dtype is not the
+        input's. ValueError: a rank, shape, device or option is not one of those above.
         RuntimeError: `backend` was named and cannot run here.
 
     Note:
-        float16 and bfloat16 accumulate in float32, and the intermediate tensor is rounded to the input's dtype as the
-        unfused pair rounds it. float32 follows `torch.backends.cudnn.conv.fp32_precision`: "tf32" rounds operands
-        to nearest, anything else is IEEE. On "triton" and "cuda" an image's result is bitwise independent of
-        the batch around it. Differentiable, twice; the backward recomputes the intermediate tensor.
+        float16 and bfloat16 accumulate in float32, and the intermediate tensor is rounded to the
+        input's dtype as the unfused pair rounds it. float32 follows
+        `torch.backends.cudnn.conv.fp32_precision`: "tf32" rounds operands to nearest, anything else
+        is IEEE. On "triton" and "cuda" an image's result is bitwise independent of the batch around
+        it. Differentiable, twice; the backward recomputes the intermediate tensor.
 
     Source:
-        Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2015), section 3.2.
+        Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2015), section
+        3.2.
     """
     checks.check_tensors(
         NAME, input=input, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2

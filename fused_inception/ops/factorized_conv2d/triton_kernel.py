@@ -1,37 +1,48 @@
-"""A `1×n → m×1` (or `n×1 → 1×m`) pair of convolutions in Triton, with nothing recomputed at the seam.
+"""A `1×n → m×1` (or `n×1 → 1×m`) pair of convolutions in Triton, nothing recomputed at the seam.
 
-The second factor moves along one axis only. Call a *line* the pixels of one image along that axis: a column for
-`1×n → m×1`, a row for `n×1 → 1×m`. An output line needs the intermediate tensor of that line alone, and an intermediate
-line needs the input lines `cross ± n // 2`, which are read, not recomputed:
+The second factor moves along one axis only. Call a *line* the pixels of one image along that axis:
+a column for `1×n → m×1`, a row for `n×1 → 1×m`. An output line needs the intermediate tensor of
+that line alone, and an intermediate line needs the input lines `cross ± n // 2`, which are read,
+not recomputed (s = t - n//2 and u = t - m//2 are the shifts of the taps):
 
-    mid[line, l, k] = act_mid(bias1[k] + sum over t, c of x[line + t - n//2, l, c] * weight1[k, t, c])
-    y[line, l, f]   = act(bias2[f] + sum over t, k of mid[line, l + t - m//2, k] * weight2[f, t, k])
+    mid[cross, l, k] = act_mid(bias1[k] + sum over t, c of x[cross + s, l, c] * weight1[k, t, c])
+    y[cross, l, f]   = act(bias2[f] + sum over t, k of mid[cross, l + u, k] * weight2[f, t, k])
 
-Both are products of a (pixels × channels) matrix, whose rows shift with the tap, and a (tap, channel) × filters
-matrix. `_shifted_product` is that product. Its sum always runs in the same order (taps outside, K blocks of
-channels inside), so the two forms of the op give bitwise equal results:
+Both are products of a (pixels × channels) matrix, whose rows shift with the tap, and a (tap,
+channel) × filters matrix. `_shifted_product` is that product. Its sum always runs in the same order
+(taps outside, K blocks of channels inside), so the two forms of the op give bitwise equal results:
 
-* `factorized_conv2d_band_kernel`, one launch. A tile is a *band* of whole lines, cut from the N * cross lines of the
-  batch: bands need not respect image borders, 7 columns of 17 fill 119 of 128 rows. A program computes the band's
-  intermediate rows, keeps them in a scratch buffer of its own and reads them back shifted. Triton has no shifted views
-  of shared memory, so the scratch lives in global memory, sized to stay in L2: the grid is persistent, and a
-  program reuses its one band. The first barrier puts the program's stores before its reads, the second keeps the
-  next band's stores behind them.
-* `shifted_conv_kernel`, two launches, one per factor, over (row tile × filter block), with the intermediate rows in
-  a buffer. It fills every multiprocessor where bands are few, and takes lines longer than a tile.
+* `factorized_conv2d_band_kernel`, one launch. A tile is a *band* of whole lines, cut from the
+  N * cross lines of the batch: bands need not respect image borders, 7 columns of 17 fill 119 of
+  128 rows. A program computes the band's intermediate rows, keeps them in a scratch buffer of its
+  own and reads them back shifted. Triton has no shifted views of shared memory, so the scratch
+  lives in global memory, sized to stay in L2: the grid is persistent, and a program reuses its one
+  band. The first barrier puts the program's stores before its reads, the second keeps the next
+  band's stores behind them.
+* `shifted_conv_kernel`, two launches, one per factor, over (row tile × filter block), with the
+  intermediate rows in a buffer. It fills every multiprocessor where bands are few, and takes lines
+  longer than a tile.
 
-Limits: channels_last operands; a weight is `[filter][tap][channel]`. Offsets are int64 before they are multiplied;
-one launch covers fewer than 2^31 rows, and the launcher splits a larger batch. Nothing that orders a sum depends on
-the batch.
+Bytes moved from and to memory: the input, both weights and the output once; what the taps read
+again comes from L2.
 
-Under the interpreter `tl.dot` on bfloat16 gives garbage without an error; `UPCAST` converts the operands to float32
-there (their products are exact in it), and is never set for a device.
+Limits: channels_last operands; a weight is `[filter][tap][channel]`. Offsets are int64 before they
+are multiplied; one launch covers fewer than 2^31 rows, and the launcher splits a larger batch.
+Nothing that orders a sum depends on the batch.
+
+Tried and dropped (offline, Triton 3.7.1, sm_90, bfloat16, 128 rows × 64 filters × 64 deep, 8 warps:
+191 registers as it stands): row offsets of 32 bits relative to the band's first image, 175; 32-bit
+offsets inside the loop too, 165; 128 filters to a tile, 240. None changes the blocks per
+multiprocessor (one), and none has been timed.
+
+Under the interpreter `tl.dot` on bfloat16 gives garbage without an error; `UPCAST` converts the
+operands to float32 there (their products are exact in it), and is never set for a device.
 """
 
 import triton
 import triton.language as tl
 
-from ..common.triton_math import relu, round_to_tf32
+from fused_inception.ops.common.triton_math import relu, round_to_tf32
 
 
 @triton.jit
@@ -54,14 +65,14 @@ def _shifted_product(
     TF32: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """acc[p, f] = sum over taps t, channels c of src[p shifted by t - TAPS//2, c] * weight[f, t, c], in float32."""
+    """acc[p, f] = sum over taps t, channels c of src[p + t - TAPS//2, c] * weight[f, t, c]."""
     offs_k = tl.arange(0, BLOCK_K)
     k_blocks = tl.cdiv(channels, BLOCK_K)
     src_rows = src_ptr + row_offset
     weight_rows = weight_ptr + offs_f.to(tl.int64) * TAPS * channels
     mask_f = offs_f < filters
     acc = tl.zeros((BLOCK_P, BLOCK_F), dtype=tl.float32)
-    for step in range(0, TAPS * k_blocks):
+    for step in range(TAPS * k_blocks):
         tap = step // k_blocks
         k = (step % k_blocks) * BLOCK_K + offs_k
         shift = tap - TAPS // 2

@@ -1,11 +1,11 @@
-"""The grid reduction through PyTorch's convolution and pool: any device, any dtype. Not batch-invariant."""
+"""The grid reduction through PyTorch: any device, any dtype. Not batch-invariant."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 
-from ..conv2d_act.aten import conv2d_act
+from fused_inception.ops.conv2d_act.aten import conv2d_act
 
 
 def pool2d(input: torch.Tensor, kernel: int, pool: str) -> torch.Tensor:

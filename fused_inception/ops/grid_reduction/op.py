@@ -6,17 +6,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..common import checks
-from ..common.autograd import activation_backward, conv_backward, wants_grad
-from ..common.dispatch import select
-from ..common.geometry import conv_output_size, empty_channels_last
-from ..common.registration import autocast, register
+from fused_inception.ops.common import checks
+from fused_inception.ops.common.autograd import activation_backward, conv_backward, wants_grad
+from fused_inception.ops.common.dispatch import select
+from fused_inception.ops.common.geometry import conv_output_size, empty_channels_last
+from fused_inception.ops.common.registration import autocast, register
+
 from . import aten
 from .launch import BACKENDS, NAME
 
 
 class Problem(NamedTuple):
-    """One call in numbers: input N, C, H, W, filters and pool window of kernel×kernel, output P×Q."""
+    """One call in numbers; filters and pool window are kernel×kernel."""
 
     batch: int
     c_in: int
@@ -106,9 +107,7 @@ class _GridReduction(torch.autograd.Function):
             wants[:3],
         )
         if grad_input is not None:
-            grad_input = grad_input + aten.pool2d_backward(
-                grad[:, c_out:], input, kernel, ctx.pool
-            )
+            grad_input = grad_input + aten.pool2d_backward(grad[:, c_out:], input, kernel, ctx.pool)
         return grad_input, grad_weight, grad_bias, None, None, None
 
 
@@ -131,30 +130,33 @@ def grid_reduction(
     No padding, dilation 1, groups 1.
 
     Args:
-        input: (N, Cin, H, W), H and W at least k; float64, float32, float16 or bfloat16, any strides (channels_last
-            is not copied).
+        input: (N, Cin, H, W), H and W at least k; float64, float32, float16 or bfloat16, any
+            strides (channels_last is not copied).
         weight: (Cout, Cin, k, k), k odd; channels_last is not copied.
         bias: (Cout,) or None.
         pool: "max" or "avg", window k×k, stride 2. Default "max".
         activation: "relu" or "none", after the convolution only. Default "relu".
-        backend: "auto", "aten", "triton" or "cuda". Default "auto": the first of cuda, triton and aten that can run.
+        backend: "auto", "aten", "triton" or "cuda". Default "auto": the first of cuda, triton and
+            aten that can run.
 
     Returns:
-        (N, Cout + Cin, P, Q) with P = (H − k) // 2 + 1 and Q alike, input's dtype (the autocast dtype under
-        autocast), channels_last.
+        (N, Cout + Cin, P, Q) with P = (H − k) // 2 + 1 and Q alike, input's dtype (the autocast
+        dtype under autocast), channels_last.
 
     Raises:
-        TypeError: an argument is not a tensor, is not floating-point, or its dtype is not the input's.
-        ValueError: a rank, shape, device or option is not one of those above.
+        TypeError: an argument is not a tensor, is not floating-point, or its dtype is not the
+        input's. ValueError: a rank, shape, device or option is not one of those above.
         RuntimeError: `backend` was named and cannot run here.
 
     Note:
-        The max pool is bitwise `F.max_pool2d`: row-major over the window, replaced when greater or NaN. float16 and
-        bfloat16 accumulate in float32. float32 follows `torch.backends.cudnn.conv.fp32_precision`. Only "aten" is
-        implemented in this version; it is not batch-invariant. Differentiable, twice.
+        The max pool is bitwise `F.max_pool2d`: row-major over the window, replaced when greater or
+        NaN. float16 and bfloat16 accumulate in float32. float32 follows
+        `torch.backends.cudnn.conv.fp32_precision`. Only "aten" is implemented in this version; it
+        is not batch-invariant. Differentiable, twice.
 
     Source:
-        Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2015), section 5, figure 10.
+        Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2015), section
+        5, figure 10.
     """
     checks.check_tensors(NAME, input=input, weight=weight, bias=bias)
     tensors = autocast(input, weight, bias)

@@ -1,10 +1,10 @@
-"""The expanded filter bank through PyTorch's own convolutions: any device, any dtype. Not batch-invariant."""
+"""The expanded filter bank through PyTorch: any device, any dtype. Not batch-invariant."""
 
 from __future__ import annotations
 
 import torch
 
-from ..conv2d_act.aten import conv2d_act
+from fused_inception.ops.conv2d_act.aten import conv2d_act
 
 
 def split_conv2d(

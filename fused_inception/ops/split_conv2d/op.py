@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..common import checks
-from ..common.autograd import activation_backward, conv_backward, wants_grad
-from ..common.dispatch import select
-from ..common.geometry import empty_channels_last
-from ..common.registration import autocast, register
+from fused_inception.ops.common import checks
+from fused_inception.ops.common.autograd import activation_backward, conv_backward, wants_grad
+from fused_inception.ops.common.dispatch import select
+from fused_inception.ops.common.geometry import empty_channels_last
+from fused_inception.ops.common.registration import autocast, register
+
 from .launch import BACKENDS, NAME
 
 
@@ -142,28 +143,32 @@ def split_conv2d(
     Stride 1, dilation 1, groups 1, zero padding.
 
     Args:
-        input: (N, Cin, H, W), float64, float32, float16 or bfloat16, any strides (channels_last is not copied).
+        input: (N, Cin, H, W), float64, float32, float16 or bfloat16, any strides (channels_last is
+            not copied).
         weight_row: (Cr, Cin, 1, n), n odd, 1 to 31; channels_last is not copied.
         bias_row: (Cr,) or None.
         weight_col: (Cc, Cin, m, 1), m odd, 1 to 31; channels_last is not copied.
         bias_col: (Cc,) or None.
         activation: "relu" or "none". Default "relu".
-        backend: "auto", "aten", "triton" or "cuda". Default "auto": the first of cuda, triton and aten that can run.
+        backend: "auto", "aten", "triton" or "cuda". Default "auto": the first of cuda, triton and
+            aten that can run.
 
     Returns:
         (N, Cr + Cc, H, W), input's dtype (the autocast dtype under autocast), channels_last.
 
     Raises:
-        TypeError: an argument is not a tensor, is not floating-point, or its dtype is not the input's.
-        ValueError: a rank, shape, device or option is not one of those above.
+        TypeError: an argument is not a tensor, is not floating-point, or its dtype is not the
+        input's. ValueError: a rank, shape, device or option is not one of those above.
         RuntimeError: `backend` was named and cannot run here.
 
     Note:
-        float16 and bfloat16 accumulate in float32. float32 follows `torch.backends.cudnn.conv.fp32_precision`.
-        Only "aten" is implemented in this version; it is not batch-invariant. Differentiable, twice.
+        float16 and bfloat16 accumulate in float32. float32 follows
+        `torch.backends.cudnn.conv.fp32_precision`. Only "aten" is implemented in this version; it
+        is not batch-invariant. Differentiable, twice.
 
     Source:
-        Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2015), figure 7.
+        Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2015), figure
+        7.
     """
     checks.check_tensors(
         NAME,

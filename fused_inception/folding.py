@@ -1,0 +1,211 @@
+"""Folds BatchNorm in evaluation mode into the weights of the convolution in front of it.
+
+`gamma * (conv(x) - mean) / sqrt(var + eps) + beta` is a convolution again: its weights are scaled
+and its bias shifted per output channel. The products are taken in float64 and rounded once to the
+dtype of the convolution's weight, whatever the dtype of the statistics. The result is right for
+evaluation only: BatchNorm in training mode normalizes by the statistics of the batch. The checks
+say which convolutions and BatchNorms the ops of this package can stand in for.
+"""
+
+import math
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from fused_inception.ops.common.checks import DTYPES, MAX_TAPS
+from fused_inception.ops.common.geometry import empty_channels_last
+
+# Rows and columns of a filter; None stands for any odd length.
+KernelPattern = tuple[int | None, int | None]
+
+
+def channels_last_copy(values: Tensor, like: Tensor | None = None) -> Tensor:
+    """Returns a new tensor with `values` (K, C, R, S), its strides exactly those of channels_last.
+
+    `like` gives the dtype and device, by default `values` does. Exactly: also where other strides
+    would describe the same layout, as with one tap or one channel.
+    """
+    return empty_channels_last((*values.shape,), values if like is None else like).copy_(values)
+
+
+def fold_batch_norm(
+    weight: Tensor, bias: Tensor | None, bn: nn.BatchNorm2d | None
+) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the one convolution that equals a convolution and its BatchNorm.
+
+    Equivalent to (in float64, rounded once at the end):
+
+        scale = bn.weight / torch.sqrt(bn.running_var + bn.eps)
+        weight, bias = weight * scale[:, None, None, None], (bias - bn.running_mean) * scale + bn.bias
+
+    Args:
+        weight: `(K, C, R, S)`, floating point, any strides.
+        bias: `(K,)`, or None for zeros.
+        bn: the BatchNorm behind the convolution, with running statistics; without `affine`, its
+            scale is one and its shift zero. None: nothing is folded.
+
+    Returns:
+        The weight, `(K, C, R, S)` in channels_last, and the bias, `(K,)`, both new tensors without
+        gradient in the dtype of `weight`. The bias is None if `bias` and `bn` are.
+
+    Raises:
+        TypeError: `weight` is not floating point, or `bn` is not a `BatchNorm2d`.
+        ValueError: `bn` has no running statistics, or shapes do not belong together.
+
+    Note:
+        The running statistics are used whether or not `bn` is in training mode.
+    """
+    if weight.dim() != 4:
+        raise ValueError(f"weight: shape {tuple(weight.shape)}, takes (K, C, R, S)")
+    if not weight.is_floating_point():
+        raise TypeError(f"weight: {weight.dtype}, takes a floating-point dtype")
+    filters = weight.shape[0]
+    if bias is not None and bias.shape != (filters,):
+        raise ValueError(f"bias: shape {tuple(bias.shape)}, takes ({filters},)")
+    if bn is None:
+        with torch.no_grad():
+            return (
+                channels_last_copy(weight),
+                None if bias is None else bias.detach().to(weight.dtype, copy=True),
+            )
+    if not isinstance(bn, nn.BatchNorm2d):
+        raise TypeError(f"bn: {_type_name(bn)}, takes torch.nn.BatchNorm2d or None")
+    if bn.num_features != filters:
+        raise ValueError(f"bn: {bn.num_features} features, takes {filters}, one for each filter")
+    mean, var = bn.running_mean, bn.running_var
+    if mean is None or var is None:
+        raise ValueError("bn: has no running statistics, takes a BatchNorm2d that tracks them")
+
+    with torch.no_grad():
+        scale = torch.rsqrt(_wide(var) + bn.eps)
+        # Without affine these are None, which the annotations of nn.BatchNorm2d leave out.
+        gamma, beta = cast("Tensor | None", bn.weight), cast("Tensor | None", bn.bias)
+        if gamma is not None:
+            scale = scale * _wide(gamma)
+        shift = -_wide(mean) if bias is None else _wide(bias) - _wide(mean)
+        shift = shift * scale
+        if beta is not None:
+            shift = shift + _wide(beta)
+        folded = _wide(weight) * scale.reshape(-1, 1, 1, 1)
+        return (
+            channels_last_copy(folded, like=weight),
+            shift.to(weight.device, weight.dtype),
+        )
+
+
+def check_conv2d(
+    name: str,
+    conv: nn.Module,
+    *,
+    kernel: KernelPattern | None = None,
+    stride: int | None = None,
+    padding: int | Literal["same"] | None = None,
+) -> None:
+    """Raises unless `conv` is a plain `torch.nn.Conv2d` that the ops can compute.
+
+    Args:
+        name: what the messages begin with.
+        conv: the module to look at.
+        kernel: the filter that is taken, None for any of at most 31×31.
+        stride: the stride that is taken in both directions, None for any.
+        padding: the zeros that are taken on each side; "same" is half the filter. None for any.
+
+    Raises:
+        TypeError: of another type (subclasses and parametrized modules too), or a weight or bias
+            that is not a plain parameter of a dtype that the ops take.
+        ValueError: kernel, stride, padding, dilation, groups or padding mode.
+    """
+    if type(conv) is not nn.Conv2d:
+        raise TypeError(f"{name}: {_type_name(conv)}, takes torch.nn.Conv2d")
+    weight = _plain_tensor(f"{name}.weight", conv._parameters.get("weight"))
+    if weight.dtype not in DTYPES:
+        raise TypeError(f"{name}.weight: {weight.dtype}, takes float64, float32, float16, bfloat16")
+    if conv._parameters.get("bias") is not None:
+        _plain_tensor(f"{name}.bias", conv._parameters["bias"])
+    if conv.groups != 1:
+        raise ValueError(f"{name}: groups {conv.groups}, takes 1")
+    if tuple(conv.dilation) != (1, 1):
+        raise ValueError(f"{name}: dilation {tuple(conv.dilation)}, takes 1")
+    if conv.padding_mode != "zeros":
+        raise ValueError(f"{name}: padding_mode {conv.padding_mode!r}, takes 'zeros'")
+    size = (weight.shape[2], weight.shape[3])
+    if max(size) > MAX_TAPS:
+        raise ValueError(f"{name}: kernel {size}, takes at most {MAX_TAPS} a side")
+    if kernel is not None and not all(
+        length == wanted or (wanted is None and length % 2 == 1)
+        for length, wanted in zip(size, kernel, strict=True)
+    ):
+        raise ValueError(f"{name}: kernel {size}, takes {describe_kernel(kernel)}")
+    if stride is not None and tuple(conv.stride) != (stride, stride):
+        raise ValueError(f"{name}: stride {tuple(conv.stride)}, takes {stride}")
+    got = conv2d_padding(name, conv)
+    if padding is not None:
+        wanted = (size[0] // 2, size[1] // 2) if padding == "same" else (padding, padding)
+        if got != wanted:
+            raise ValueError(f"{name}: padding {got}, takes {wanted}")
+
+
+def conv2d_padding(name: str, conv: nn.Conv2d) -> tuple[int, int]:
+    """The zeros that a `torch.nn.Conv2d` pads above and below, left and right.
+
+    Raises:
+        ValueError: "same" with an even filter, which pads one side more than the other.
+    """
+    if conv.padding == "valid":
+        return (0, 0)
+    if conv.padding == "same":
+        rows, columns = conv.weight.shape[2:]
+        if rows % 2 == 0 or columns % 2 == 0:
+            raise ValueError(
+                f"{name}: padding 'same' with kernel {(rows, columns)}, takes 'same' with odd kernels"
+            )
+        return (rows // 2, columns // 2)
+    rows, columns = cast("tuple[int, int]", conv.padding)
+    return (rows, columns)
+
+
+def check_batch_norm(name: str, bn: nn.Module, features: int) -> None:
+    """Raises unless `bn` is a plain `torch.nn.BatchNorm2d` that `fold_batch_norm` can fold.
+
+    Raises:
+        TypeError: of another type (subclasses too), or a parameter that is not a plain one.
+        ValueError: no running statistics, or not `features` features.
+    """
+    if type(bn) is not nn.BatchNorm2d:
+        raise TypeError(f"{name}: {_type_name(bn)}, takes torch.nn.BatchNorm2d")
+    if bn.num_features != features:
+        raise ValueError(f"{name}: {bn.num_features} features, takes {features}")
+    if bn.running_mean is None or bn.running_var is None:
+        raise ValueError(f"{name}: has no running statistics, takes track_running_stats=True")
+    if not (math.isfinite(bn.eps) and bn.eps >= 0):
+        raise ValueError(f"{name}: eps {bn.eps}, takes a number that is not negative")
+    for key, tensor in (*bn._parameters.items(), *bn._buffers.items()):
+        if tensor is not None:
+            _plain_tensor(f"{name}.{key}", tensor)
+
+
+def describe_kernel(kernel: KernelPattern) -> str:
+    """Words a filter, rows first: "1xn" for `(1, None)`."""
+    return "x".join("n" if length is None else str(length) for length in kernel)
+
+
+def _plain_tensor(name: str, tensor: Tensor | None) -> Tensor:
+    # A subclass (DTensor, FakeTensor, a quantized one) has a meaning of its own; a weight that is
+    # no parameter is computed by someone else (weight norm, FSDP's flattened parameters).
+    if tensor is None:
+        raise TypeError(f"{name}: not registered, takes a plain torch.nn.Parameter")
+    if type(tensor) not in (nn.Parameter, Tensor):
+        raise TypeError(f"{name}: {_type_name(tensor)}, takes a plain torch.nn.Parameter")
+    return tensor
+
+
+def _type_name(value: object) -> str:
+    cls = type(value)
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    # MPS has no float64: there the products are taken on the host.
+    device = torch.device("cpu") if tensor.device.type == "mps" else tensor.device
+    return tensor.detach().to(device, torch.float64)
