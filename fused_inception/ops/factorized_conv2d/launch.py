@@ -166,8 +166,11 @@ def _arithmetic(problem: Problem, tile: Tile) -> dict[str, Any]:
     }
 
 
-def launch_bands(operands: Operands, table: Table, tile: Tile) -> None:
-    """One launch: a persistent grid, each program with a scratch band of its own."""
+def launch_bands(operands: Operands, table: Table, tile: Tile, first_image: int = 0) -> None:
+    """One launch: a persistent grid, each program with a scratch band of its own.
+
+    Images before `first_image` are left alone.
+    """
     from fused_inception.ops.common.triton_runtime import multiprocessors
 
     from .triton_kernel import factorized_conv2d_band_kernel
@@ -178,7 +181,7 @@ def launch_bands(operands: Operands, table: Table, tile: Tile) -> None:
     resident = multiprocessors(p.device) * table.programs_per_multiprocessor
     programs = min(resident, -(-min(images, p.batch) * p.cross_size // lines))
     scratch = operands.x.new_empty(programs * tile.block_p * p.c_mid)
-    for first in range(0, p.batch, images):
+    for first in range(first_image, p.batch, images):
         num_lines = min(images, p.batch - first) * p.cross_size
         factorized_conv2d_band_kernel[(min(programs, -(-num_lines // lines)),)](
             operands.x,
@@ -210,8 +213,11 @@ def launch_bands(operands: Operands, table: Table, tile: Tile) -> None:
         )
 
 
-def launch_two(operands: Operands, table: Table, tile: Tile) -> None:
-    """One launch per factor, over as many images as keep the intermediate tensor in L2."""
+def launch_two(operands: Operands, table: Table, tile: Tile, first_image: int = 0) -> None:
+    """One launch per factor, over as many images as keep the intermediate tensor in L2.
+
+    Images before `first_image` are left alone.
+    """
     from .triton_kernel import shifted_conv_kernel
 
     p = operands.problem
@@ -262,7 +268,7 @@ def launch_two(operands: Operands, table: Table, tile: Tile) -> None:
         )
 
     o = operands
-    for first in range(0, p.batch, images):
+    for first in range(first_image, p.batch, images):
         rows = min(images, p.batch - first) * pixels
         factor(
             o.x, o.weight1, o.bias1, mid, first, 0, rows,

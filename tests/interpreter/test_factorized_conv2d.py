@@ -1,0 +1,400 @@
+"""`factorized_conv2d` on the Triton backend, run by Triton's interpreter on the CPU.
+
+Left out: float64 (the backend refuses it). bfloat16 runs with operands upcast to float32, and the
+interpreter truncates where a device rounds to nearest, so its error budget is doubled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fused_inception
+from fused_inception import testing
+from fused_inception.ops.factorized_conv2d import launch
+from fused_inception.ops.factorized_conv2d.configurations import Table, Tile, load_table
+from fused_inception.ops.factorized_conv2d.op import _check
+from fused_inception.testing import PairShape
+
+# name -> (dtype, float32 precision, factor of the error budget)
+PRECISIONS = {
+    "fp32-ieee": (torch.float32, "ieee", 2.0),
+    "fp32-tf32": (torch.float32, "tf32", 4.0),
+    "fp16": (torch.float16, "ieee", 2.0),
+    "bf16": (torch.bfloat16, "ieee", 4.0),
+}
+FORMS = ("bands", "two_launches")
+SMALL = PairShape(5, 7, 6, 10, 9, 12, 5, 3, True)
+TALLEST_BAND = 64  # rows of the smallest tile in the tables
+
+
+@pytest.fixture(params=PRECISIONS)
+def precision(request: pytest.FixtureRequest):
+    """(dtype, budget factor), with the float32 switch set."""
+    dtype, fp32, factor = PRECISIONS[request.param]
+    with testing.fp32_precision(fp32):
+        yield dtype, factor
+
+
+def choose_form(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    monkeypatch.setattr(launch, "use_bands", lambda *args: form == "bands")
+
+
+@pytest.fixture(params=FORMS)
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each of the two forms of the op, chosen by force."""
+    choose_form(monkeypatch, request.param)
+    return request.param
+
+
+def skip_if_too_tall(shape: PairShape, form: str) -> None:
+    if form == "bands" and (shape.height if shape.row_first else shape.width) > TALLEST_BAND:
+        pytest.skip("a line longer than a tile runs as two launches only")
+
+
+def run(inputs: testing.PairInputs, **options: str) -> torch.Tensor:
+    return fused_inception.factorized_conv2d(*inputs, backend="triton", **options)
+
+
+def tf32_reference(inputs: testing.PairInputs, dtype: torch.dtype) -> torch.Tensor:
+    """PyTorch's pair; where tf32 is on, with operands rounded as a device rounds them."""
+    if dtype != torch.float32 or torch.backends.cudnn.conv.fp32_precision != "tf32":
+        return testing.unfused_pair(inputs)
+
+    def rounded(t: torch.Tensor) -> torch.Tensor:
+        return (((t.contiguous().view(torch.int32) + 0x1000) >> 13) << 13).view(torch.float32)
+
+    w1, w2 = rounded(inputs.weight1), rounded(inputs.weight2)
+    pad = [(w.shape[2] // 2, w.shape[3] // 2) for w in (w1, w2)]
+    mid = F.relu(F.conv2d(rounded(inputs.input), w1, inputs.bias1, padding=pad[0]))
+    return F.relu(F.conv2d(rounded(mid), w2, inputs.bias2, padding=pad[1]))
+
+
+@pytest.mark.parametrize("shape", testing.ODD_PAIR_SHAPES, ids=str)
+def test_integers_are_exact(shape: PairShape, precision, form: str):
+    skip_if_too_tall(shape, form)
+    dtype, _ = precision
+    inputs = testing.integer_pair(shape, dtype)
+    expected = testing.pair_oracle(inputs).to(dtype)
+    assert expected.numel() < 20 or expected.abs().max() > 0
+    assert torch.equal(run(inputs), expected)
+
+
+@pytest.mark.parametrize("shape", testing.ODD_PAIR_SHAPES, ids=str)
+def test_error_keeps_within_pytorchs(shape: PairShape, precision, form: str):
+    skip_if_too_tall(shape, form)
+    dtype, factor = precision
+    inputs = testing.random_pair(shape, dtype)
+    oracle = testing.pair_oracle(inputs)
+    result = run(inputs)
+    testing.assert_within_budget(result, tf32_reference(inputs, dtype), oracle, factor)
+    testing.assert_channels_last(result)
+
+
+@pytest.mark.parametrize("shape", testing.inception_v3_pairs(1), ids=str)
+def test_inception_v3_pairs_are_exact(shape: PairShape, form: str):
+    inputs = testing.integer_pair(shape, torch.float16)
+    assert torch.equal(run(inputs), testing.pair_oracle(inputs).half())
+
+
+@pytest.mark.parametrize("shape", testing.inception_v3_pairs(2)[:1], ids=str)
+def test_an_inception_v3_pair_in_every_precision(shape: PairShape, precision, form: str):
+    dtype, factor = precision
+    inputs = testing.random_pair(shape, dtype)
+    oracle = testing.pair_oracle(inputs)
+    testing.assert_within_budget(run(inputs), tf32_reference(inputs, dtype), oracle, factor)
+
+
+def test_shapes_at_random(precision, form: str):
+    hypothesis = pytest.importorskip("hypothesis")
+    st = hypothesis.strategies
+    dtype, _ = precision
+    odd = st.sampled_from([1, 3, 5, 7, 9, 15])
+    side, channels = st.integers(1, 20), st.integers(1, 70)
+
+    @hypothesis.settings(max_examples=25, deadline=None, derandomize=True, database=None)
+    @hypothesis.given(
+        st.builds(
+            PairShape,
+            batch=st.integers(1, 4),
+            height=side,
+            width=side,
+            c_in=channels,
+            c_mid=channels,
+            c_out=channels,
+            taps1=odd,
+            taps2=odd,
+            row_first=st.booleans(),
+        )
+    )
+    def check(shape: PairShape) -> None:
+        inputs = testing.integer_pair(shape, dtype)
+        assert torch.equal(run(inputs), testing.pair_oracle(inputs).to(dtype))
+
+    check()
+
+
+@pytest.mark.parametrize("activation", ["relu", "none"])
+@pytest.mark.parametrize("mid_activation", ["relu", "none"])
+@pytest.mark.parametrize("biases", ["both", "first", "second", "neither"])
+def test_biases_and_activations(mid_activation: str, activation: str, biases: str, form: str):
+    inputs = testing.integer_pair(SMALL, torch.float16)
+    if biases in ("second", "neither"):
+        inputs = inputs._replace(bias1=None)
+    if biases in ("first", "neither"):
+        inputs = inputs._replace(bias2=None)
+    options = {"mid_activation": mid_activation, "activation": activation}
+    expected = testing.pair_oracle(inputs, **options).half()
+    assert torch.equal(run(inputs, **options), expected)
+
+
+@pytest.mark.parametrize("layout", testing.LAYOUTS)
+def test_any_layout_gives_the_same_bits_and_is_not_written(layout: str, form: str):
+    inputs = testing.random_pair(SMALL, torch.float32)
+    expected = run(inputs)
+    arrange = testing.LAYOUTS[layout]
+    views = testing.PairInputs(
+        *(arrange(t) if t is not None and t.dim() == 4 else t for t in inputs)
+    )
+    before = [t.clone() for t in views]
+    assert torch.equal(run(views), expected)
+    assert all(torch.equal(a, b) for a, b in zip(views, before, strict=True))
+
+
+def test_an_expanded_input_is_taken(form: str):
+    inputs = testing.integer_pair(SMALL, torch.float16)
+    expanded = inputs._replace(input=inputs.input[:1, :, :, :1].expand(3, -1, -1, 6))
+    assert torch.equal(run(expanded), testing.pair_oracle(expanded).half())
+
+
+def test_every_element_is_written_once_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, precision, form: str
+):
+    """The output lies inside guard words; memory that nobody wrote is NaN."""
+    dtype, _ = precision
+    guard, marks = 64, []
+
+    def guarded(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        n, c, h, w = shape
+        buffer = torch.full((n * c * h * w + 2 * guard,), 77.0, dtype=like.dtype)
+        buffer[guard:-guard] = float("nan")
+        marks.append(buffer)
+        return buffer.as_strided(shape, (h * w * c, 1, w * c, c), guard)
+
+    monkeypatch.setattr(launch, "empty_channels_last", guarded)
+    inputs = testing.integer_pair(SMALL, dtype)
+    with testing.nan_filled_memory():
+        result = run(inputs)
+    assert torch.equal(result, testing.pair_oracle(inputs).to(dtype))
+    assert (marks[0][:guard] == 77).all()
+    assert (marks[0][-guard:] == 77).all()
+
+
+def test_an_empty_batch_gives_an_empty_map(form: str):
+    inputs = testing.random_pair(dataclasses.replace(SMALL, batch=0), torch.float16)
+    result = run(inputs)
+    assert result.shape == (0, SMALL.c_out, SMALL.height, SMALL.width)
+    testing.assert_channels_last(result)
+
+
+# Bitwise properties. They hold whatever the tile, so they are shown with a product whose rounding
+# does not depend on it.
+
+
+@pytest.mark.usefixtures("sequential_product")
+@pytest.mark.parametrize("row_first", [True, False])
+def test_both_forms_give_the_same_bits(monkeypatch: pytest.MonkeyPatch, precision, row_first: bool):
+    dtype, _ = precision
+    shape = dataclasses.replace(SMALL, row_first=row_first, c_in=70, c_mid=40)
+    inputs = testing.random_pair(shape, dtype)
+    results = []
+    for form in FORMS:
+        choose_form(monkeypatch, form)
+        results.append(run(inputs))
+    assert torch.equal(*results)
+
+
+@pytest.mark.usefixtures("sequential_product")
+def test_an_image_does_not_depend_on_its_batch(precision, form: str):
+    dtype, _ = precision
+    inputs = testing.random_pair(dataclasses.replace(SMALL, batch=7), dtype)
+    whole = run(inputs)
+    for i in range(7):
+        assert torch.equal(run(inputs._replace(input=inputs.input[i : i + 1])), whole[i : i + 1])
+    order = torch.tensor([3, 0, 6, 6, 1])
+    assert torch.equal(run(inputs._replace(input=inputs.input[order])), whole[order])
+
+
+@pytest.mark.usefixtures("sequential_product")
+def test_an_image_does_not_depend_on_its_batch_as_the_op_chooses_the_form(precision):
+    """From 1 image to many, past the point where the choice turns from two launches to bands."""
+    dtype, _ = precision
+    shape = PairShape(64, 7, 6, 10, 9, 12, 5, 3, True)
+    inputs = testing.random_pair(shape, dtype)
+    chosen = set()
+    whole = run(inputs)
+    for batch in (1, 2, 5, 64):
+        part = inputs._replace(input=inputs.input[:batch])
+        problem = _check(*part, "relu", "relu", "triton")
+        table = launch.device_table(problem.device)
+        tile = table.tiles["float16"][0]
+        chosen.add(launch.use_bands(problem, table, tile))
+        assert torch.equal(run(part), whole[:batch])
+    assert chosen == {True, False}
+
+
+@pytest.mark.usefixtures("sequential_product")
+@pytest.mark.parametrize(
+    "tile",
+    [
+        Tile(32, 16, 32, 4, 2),
+        Tile(64, 64, 32, 4, 2),
+        Tile(128, 16, 32, 4, 2),
+        Tile(256, 32, 32, 4, 2),
+    ],
+    ids=lambda t: f"{t.block_p}x{t.block_f}",
+)
+def test_rows_and_filters_of_a_tile_do_not_change_the_bits(
+    monkeypatch: pytest.MonkeyPatch, tile: Tile, form: str
+):
+    inputs = testing.random_pair(SMALL, torch.float32)
+    with testing.fp32_precision("ieee"):
+        expected = run(inputs)
+        monkeypatch.setattr(launch, "choose_tile", lambda *args: tile)
+        assert torch.equal(run(inputs), expected)
+
+
+def test_the_persistent_grid_reuses_its_scratch(monkeypatch: pytest.MonkeyPatch):
+    """Many more bands than programs: what one leaves in the scratch must not reach the next."""
+    choose_form(monkeypatch, "bands")
+    shape = PairShape(40, 17, 9, 6, 5, 7, 7, 7, True)
+    problem = _check(*testing.random_pair(shape, torch.float16), "relu", "relu", "triton")
+    table = launch.device_table(problem.device)
+    bands = -(-40 * 9 // launch.lines_per_band(problem, table.tiles["float16"][0]))
+    assert bands > 5 * 3 * table.programs_per_multiprocessor
+    inputs = testing.integer_pair(shape, torch.float16)
+    assert torch.equal(run(inputs), testing.pair_oracle(inputs).half())
+
+
+def small_table(**changes: object) -> Table:
+    return dataclasses.replace(load_table("sm_86"), **changes)
+
+
+def test_a_large_batch_is_split_into_launches(monkeypatch: pytest.MonkeyPatch, form: str):
+    monkeypatch.setattr(launch, "MAX_ROWS", 2 * SMALL.height * SMALL.width)
+    inputs = testing.integer_pair(SMALL, torch.float16)
+    assert torch.equal(run(inputs), testing.pair_oracle(inputs).half())
+
+
+def test_the_intermediate_tensor_of_two_launches_is_bounded(monkeypatch: pytest.MonkeyPatch):
+    """With room for one image in L2, the launches go image by image, through one buffer."""
+    choose_form(monkeypatch, "two_launches")
+    monkeypatch.setattr(launch, "device_table", lambda device: small_table(l2_bytes=1))
+    inputs = testing.integer_pair(SMALL, torch.float16)
+    assert torch.equal(run(inputs), testing.pair_oracle(inputs).half())
+
+
+def test_offsets_past_two_to_the_31_elements(form: str):
+    """The last image of a batch of more than 2^31 elements; only its pages are ever touched."""
+    shape = dataclasses.replace(SMALL, batch=1, height=4, width=4, c_in=8, c_mid=8, c_out=8)
+    inputs = testing.integer_pair(shape, torch.float16)
+    last = 2**31 // (4 * 4 * 8) + 1
+    memory_format = torch.channels_last
+    x = torch.empty((last + 1, 8, 4, 4), dtype=torch.float16, memory_format=memory_format)
+    y = torch.empty_like(x)
+    x[last:] = inputs.input
+    problem = _check(*inputs, "relu", "relu", "triton")
+    many = problem._replace(batch=last + 1)
+    operands = launch.Operands(
+        many, x, inputs.weight1, inputs.bias1, inputs.weight2, inputs.bias2, y, "relu", "relu"
+    )
+    table = launch.device_table(problem.device)
+    launcher = {"bands": launch.launch_bands, "two_launches": launch.launch_two}[form]
+    launcher(operands, table, table.tiles["float16"][0], first_image=last)
+    assert torch.equal(y[last:], testing.pair_oracle(inputs).half())
+
+
+# Special values.
+
+
+def special(value: float, dtype: torch.dtype = torch.float32) -> testing.PairInputs:
+    inputs = testing.random_pair(SMALL, dtype)
+    inputs.input[1, 2, 3, 4] = value
+    return inputs
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_non_finite_inputs_come_out_as_pytorchs(value: float, precision, form: str):
+    dtype, _ = precision
+    inputs = special(value, dtype)
+    # In float32: PyTorch's bfloat16 convolution on a CPU spreads NaN to pixels outside the window.
+    reference = testing.PairInputs(*(t.float() for t in inputs))
+    for options in ({}, {"mid_activation": "none", "activation": "none"}):
+        expected = testing.unfused_pair(reference, **options)
+        result = run(inputs, **options)
+        assert not expected.isfinite().all()
+        assert torch.equal(result.isnan(), expected.isnan())
+        assert torch.equal(result.isinf(), expected.isinf())
+
+
+def test_an_intermediate_value_past_float16_becomes_infinite_as_unfused(form: str):
+    inputs = testing.random_pair(SMALL, torch.float16)
+    inputs = inputs._replace(input=inputs.input * 30000)
+    expected = testing.unfused_pair(inputs, activation="none")
+    assert expected.isinf().any()
+    result = run(inputs, activation="none")
+    assert torch.equal(result.isinf(), expected.isinf())
+
+
+def test_denormals_are_kept(form: str):
+    shape = PairShape(1, 3, 3, 1, 1, 1, 1, 1, True)
+    one = torch.ones(1, 1, 1, 1)
+    tiny = torch.full((1, 1, 3, 3), 1e-41)
+    with testing.fp32_precision("ieee"):
+        result = run(testing.PairInputs(tiny, one, None, one, None))
+    assert torch.equal(result, tiny), shape
+
+
+# The op around the kernel.
+
+
+def test_auto_never_picks_the_interpreter(monkeypatch: pytest.MonkeyPatch):
+    def refuse(*args: object) -> None:
+        raise AssertionError("the Triton launcher was called")
+
+    monkeypatch.setattr(launch, "launch_bands", refuse)
+    monkeypatch.setattr(launch, "launch_two", refuse)
+    inputs = testing.random_pair(SMALL, torch.float32)
+    assert torch.allclose(
+        fused_inception.factorized_conv2d(*inputs), testing.unfused_pair(inputs), atol=1e-5
+    )
+
+
+def test_float64_is_refused_with_the_reason():
+    inputs = testing.random_pair(SMALL, torch.float64)
+    with pytest.raises(
+        RuntimeError, match=r"'triton' cannot run here: dtype torch\.float64; takes"
+    ):
+        run(inputs)
+
+
+def test_gradients_are_those_of_pytorch():
+    with testing.fp32_precision("ieee"):
+        fused = [t.requires_grad_() for t in testing.random_pair(SMALL, torch.float32)]
+        plain = [t.detach().clone().requires_grad_() for t in fused]
+        seed = torch.randn(SMALL.batch, SMALL.c_out, SMALL.height, SMALL.width)
+        run(testing.PairInputs(*fused)).backward(seed)
+        testing.unfused_pair(testing.PairInputs(*plain)).backward(seed)
+    for ours, theirs in zip(fused, plain, strict=True):
+        assert torch.allclose(ours.grad, theirs.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_autocast_reaches_the_kernel():
+    inputs = testing.integer_pair(SMALL, torch.float32)
+    with torch.autocast("cpu", dtype=torch.float16):
+        result = run(inputs)
+    assert result.dtype == torch.float16
+    assert torch.equal(result, testing.pair_oracle(inputs).half())
