@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fused_inception.ops.common.checks import DTYPES, MAX_TAPS
 from fused_inception.ops.common.geometry import empty_channels_last
 
-# Rows and columns of a filter; None stands for any odd length.
+# Rows and columns of a filter; None stands for any odd length up to 31.
 KernelPattern = tuple[int | None, int | None]
 
 
@@ -37,7 +37,8 @@ def fold_batch_norm(
     Equivalent to (in float64, rounded once at the end):
 
         scale = bn.weight / torch.sqrt(bn.running_var + bn.eps)
-        weight, bias = weight * scale[:, None, None, None], (bias - bn.running_mean) * scale + bn.bias
+        weight = weight * scale[:, None, None, None]
+        bias = (bias - bn.running_mean) * scale + bn.bias
 
     Args:
         weight: `(K, C, R, S)`, floating point, any strides.
@@ -70,7 +71,7 @@ def fold_batch_norm(
                 None if bias is None else bias.detach().to(weight.dtype, copy=True),
             )
     if not isinstance(bn, nn.BatchNorm2d):
-        raise TypeError(f"bn: {_type_name(bn)}, takes torch.nn.BatchNorm2d or None")
+        raise TypeError(f"bn: {type_name(bn)}, takes torch.nn.BatchNorm2d or None")
     if bn.num_features != filters:
         raise ValueError(f"bn: {bn.num_features} features, takes {filters}, one for each filter")
     mean, var = bn.running_mean, bn.running_var
@@ -107,7 +108,7 @@ def check_conv2d(
     Args:
         name: what the messages begin with.
         conv: the module to look at.
-        kernel: the filter that is taken, None for any of at most 31×31.
+        kernel: the filter that is taken, None for any.
         stride: the stride that is taken in both directions, None for any.
         padding: the zeros that are taken on each side; "same" is half the filter. None for any.
 
@@ -117,7 +118,7 @@ def check_conv2d(
         ValueError: kernel, stride, padding, dilation, groups or padding mode.
     """
     if type(conv) is not nn.Conv2d:
-        raise TypeError(f"{name}: {_type_name(conv)}, takes torch.nn.Conv2d")
+        raise TypeError(f"{name}: {type_name(conv)}, takes torch.nn.Conv2d")
     weight = _plain_tensor(f"{name}.weight", conv._parameters.get("weight"))
     if weight.dtype not in DTYPES:
         raise TypeError(f"{name}.weight: {weight.dtype}, takes float64, float32, float16, bfloat16")
@@ -130,20 +131,18 @@ def check_conv2d(
     if conv.padding_mode != "zeros":
         raise ValueError(f"{name}: padding_mode {conv.padding_mode!r}, takes 'zeros'")
     size = (weight.shape[2], weight.shape[3])
-    if max(size) > MAX_TAPS:
-        raise ValueError(f"{name}: kernel {size}, takes at most {MAX_TAPS} a side")
-    if kernel is not None and not all(
-        length == wanted or (wanted is None and length % 2 == 1)
-        for length, wanted in zip(size, kernel, strict=True)
-    ):
-        raise ValueError(f"{name}: kernel {size}, takes {describe_kernel(kernel)}")
+    if kernel is not None:
+        for taps, wanted in zip(size, kernel, strict=True):
+            fits = taps % 2 == 1 and taps <= MAX_TAPS if wanted is None else taps == wanted
+            if not fits:
+                raise ValueError(f"{name}: kernel {size}, takes {describe_kernel(kernel)}")
     if stride is not None and tuple(conv.stride) != (stride, stride):
         raise ValueError(f"{name}: stride {tuple(conv.stride)}, takes {stride}")
     got = conv2d_padding(name, conv)
     if padding is not None:
-        wanted = (size[0] // 2, size[1] // 2) if padding == "same" else (padding, padding)
-        if got != wanted:
-            raise ValueError(f"{name}: padding {got}, takes {wanted}")
+        zeros = (size[0] // 2, size[1] // 2) if padding == "same" else (padding, padding)
+        if got != zeros:
+            raise ValueError(f"{name}: padding {got}, takes {zeros}")
 
 
 def conv2d_padding(name: str, conv: nn.Conv2d) -> tuple[int, int]:
@@ -158,7 +157,7 @@ def conv2d_padding(name: str, conv: nn.Conv2d) -> tuple[int, int]:
         rows, columns = conv.weight.shape[2:]
         if rows % 2 == 0 or columns % 2 == 0:
             raise ValueError(
-                f"{name}: padding 'same' with kernel {(rows, columns)}, takes 'same' with odd kernels"
+                f"{name}: padding 'same' with kernel {(rows, columns)}, takes odd kernels there"
             )
         return (rows // 2, columns // 2)
     rows, columns = cast("tuple[int, int]", conv.padding)
@@ -173,7 +172,7 @@ def check_batch_norm(name: str, bn: nn.Module, features: int) -> None:
         ValueError: no running statistics, or not `features` features.
     """
     if type(bn) is not nn.BatchNorm2d:
-        raise TypeError(f"{name}: {_type_name(bn)}, takes torch.nn.BatchNorm2d")
+        raise TypeError(f"{name}: {type_name(bn)}, takes torch.nn.BatchNorm2d")
     if bn.num_features != features:
         raise ValueError(f"{name}: {bn.num_features} features, takes {features}")
     if bn.running_mean is None or bn.running_var is None:
@@ -187,7 +186,8 @@ def check_batch_norm(name: str, bn: nn.Module, features: int) -> None:
 
 def describe_kernel(kernel: KernelPattern) -> str:
     """Words a filter, rows first: "1xn" for `(1, None)`."""
-    return "x".join("n" if length is None else str(length) for length in kernel)
+    sizes = "x".join("n" if length is None else str(length) for length in kernel)
+    return f"{sizes}, n odd, 1 to {MAX_TAPS}" if None in kernel else sizes
 
 
 def _plain_tensor(name: str, tensor: Tensor | None) -> Tensor:
@@ -196,13 +196,18 @@ def _plain_tensor(name: str, tensor: Tensor | None) -> Tensor:
     if tensor is None:
         raise TypeError(f"{name}: not registered, takes a plain torch.nn.Parameter")
     if type(tensor) not in (nn.Parameter, Tensor):
-        raise TypeError(f"{name}: {_type_name(tensor)}, takes a plain torch.nn.Parameter")
+        raise TypeError(f"{name}: {type_name(tensor)}, takes a plain torch.nn.Parameter")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name}: layout {tensor.layout}, takes torch.strided")
     return tensor
 
 
-def _type_name(value: object) -> str:
+def type_name(value: object) -> str:
+    """Words the type of a value, with its module unless it is a builtin."""
     cls = type(value)
-    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    return (
+        cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    )
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -9,13 +9,13 @@ strides.
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fused_inception.folding import (
     KernelPattern,
-    channels_last_copy,
     check_batch_norm,
     check_conv2d,
     conv2d_padding,
@@ -81,9 +81,7 @@ class _ConvModule(nn.Module):
                 bound = 1 / math.sqrt(weight.shape[1] * weight.shape[2] * weight.shape[3])
                 nn.init.uniform_(bias, -bound, bound)
 
-    def _set_folded(
-        self, pairs: Sequence[tuple[nn.Conv2d, nn.BatchNorm2d | None]]
-    ) -> None:
+    def _set_folded(self, pairs: Sequence[tuple[nn.Conv2d, nn.BatchNorm2d | None]]) -> None:
         for (weight_name, bias_name), (conv, bn) in zip(self._pairs, pairs, strict=True):
             weight, bias = fold_batch_norm(conv.weight, conv.bias, bn)
             self.register_parameter(weight_name, nn.Parameter(weight))
@@ -323,6 +321,7 @@ class FactorizedConv2d(_ConvModule):
             raise ValueError(f"conv1: kernel {(rows, columns)}, takes 1xn or nx1")
         if rows == columns == 1:
             # A 1×1 filter is either; what stands behind it tells the order.
+            check_conv2d("conv2", conv2)
             row_first = conv2.weight.shape[3] == 1
         else:
             row_first = rows == 1
@@ -559,9 +558,7 @@ class GridReduction(_ConvModule):
         self.pool = pool
         self.activation = activation
         self.backend = backend
-        self._make_parameters(
-            [(out_channels, in_channels, *self.kernel_size)], bias, device, dtype
-        )
+        self._make_parameters([(out_channels, in_channels, *self.kernel_size)], bias, device, dtype)
 
     @classmethod
     def from_unfused(
@@ -631,13 +628,13 @@ def _odd_pair(name: str, kernel_size: int | tuple[int, int]) -> tuple[int, int]:
 
 def _check_unfused(
     conv_name: str,
-    conv: nn.Module,
+    conv: nn.Conv2d,
     bn_name: str,
-    bn: nn.Module | None,
+    bn: nn.BatchNorm2d | None,
     *,
     kernel: KernelPattern | None = None,
     stride: int | None = None,
-    padding: int | str | None = None,
+    padding: int | Literal["same"] | None = None,
 ) -> None:
     check_conv2d(conv_name, conv, kernel=kernel, stride=stride, padding=padding)
     if bn is None:
@@ -652,9 +649,7 @@ def _check_unfused(
 
 def _check_same(name: str, conv: nn.Conv2d, other_name: str, other: nn.Conv2d) -> None:
     if conv.weight.dtype != other.weight.dtype:
-        raise TypeError(
-            f"{name}: {conv.weight.dtype}, takes {other_name}'s {other.weight.dtype}"
-        )
+        raise TypeError(f"{name}: {conv.weight.dtype}, takes {other_name}'s {other.weight.dtype}")
     if conv.weight.device != other.weight.device:
         raise ValueError(
             f"{name}: on {conv.weight.device}, takes {other_name}'s {other.weight.device}"

@@ -358,8 +358,8 @@ class InceptionV3(nn.Module):
         transform_input: whether images come normalized by ImageNet's mean and standard deviation
             and are renormalized to the [-1, 1] of the published weights first.
         dropout: probability in front of `fc`.
-        init_weights: whether to draw the weights as `inception_v3` says, which takes about half as
-            long again as leaving PyTorch's default initialization.
+        init_weights: whether to draw the weights as `inception_v3` says; otherwise PyTorch's
+            defaults stay.
         blocks: the classes to build from.
 
     Raises:

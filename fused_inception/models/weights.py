@@ -97,7 +97,7 @@ def load_into(model: nn.Module, weights: Weights, *, ignore: Sequence[str] = ())
     problems = list(_misfits(expected, state))
     if problems:
         raise WeightsError(
-            f"{_source(weights)} does not fit {type(model).__name__}: {'; '.join(problems)}",
+            f"{_source(weights)} does not fit {type(model).__name__}, {'; '.join(problems)}",
             missing=[name for name in expected if name not in state],
         )
     model.load_state_dict(state, strict=True)
@@ -212,10 +212,10 @@ def _misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Ite
     """Yields what keeps `state` from being loaded, one phrase for each kind of misfit."""
     missing = [repr(name) for name in expected if name not in state]
     if missing:
-        yield f"{len(missing)} of {len(expected)} entries are missing ({_some(missing)})"
+        yield f"missing: {len(missing)} of {len(expected)} entries ({_some(missing)})"
     unknown = [repr(name) for name in state if name not in expected]
     if unknown:
-        yield f"{len(unknown)} entries are unknown ({_some(unknown)})"
+        yield f"unknown: {len(unknown)} ({_some(unknown)})"
     common = [(name, state[name], expected[name]) for name in expected if name in state]
     shapes = [
         f"{name!r} is {tuple(given.shape)}, takes {tuple(wanted.shape)}"
@@ -223,14 +223,14 @@ def _misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Ite
         if given.shape != wanted.shape
     ]
     if shapes:
-        yield f"{len(shapes)} entries have another shape ({_some(shapes)})"
+        yield f"of another shape: {len(shapes)} ({_some(shapes)})"
     dtypes = [
         f"{name!r} is {given.dtype}, takes {wanted.dtype}"
         for name, given, wanted in common
         if _kind(given) != _kind(wanted)
     ]
     if dtypes:
-        yield f"{len(dtypes)} entries have another kind of dtype ({_some(dtypes)})"
+        yield f"of another kind of dtype: {len(dtypes)} ({_some(dtypes)})"
     # Copying from either would fail midway.
     empty = [
         repr(name)
@@ -238,7 +238,7 @@ def _misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Ite
         if (given.is_meta and not wanted.is_meta) or given.layout is not torch.strided
     ]
     if empty:
-        yield f"{len(empty)} entries are on the meta device or not dense ({_some(empty)})"
+        yield f"on the meta device or not dense: {len(empty)} ({_some(empty)})"
 
 
 def _kind(tensor: Tensor) -> tuple[bool, bool, bool]:

@@ -299,21 +299,18 @@ def test_the_intermediate_tensor_of_two_launches_is_bounded(monkeypatch: pytest.
 
 def test_offsets_past_two_to_the_31_elements(form: str):
     """The last image of a batch of more than 2^31 elements; only its pages are ever touched."""
-    shape = dataclasses.replace(SMALL, batch=1, height=4, width=4, c_in=8, c_mid=8, c_out=8)
+    shape = dataclasses.replace(SMALL, batch=1, height=4, width=4, c_in=16, c_mid=16, c_out=16)
     inputs = testing.integer_pair(shape, torch.float16)
-    last = 2**31 // (4 * 4 * 8) + 1
+    last = 2**31 // (4 * 4 * 16) + 1
     memory_format = torch.channels_last
-    x = torch.empty((last + 1, 8, 4, 4), dtype=torch.float16, memory_format=memory_format)
+    x = torch.empty((last + 1, 16, 4, 4), dtype=torch.float16, memory_format=memory_format)
     y = torch.empty_like(x)
     x[last:] = inputs.input
-    problem = _check(*inputs, "relu", "relu", "triton")
-    many = problem._replace(batch=last + 1)
-    operands = launch.Operands(
-        many, x, inputs.weight1, inputs.bias1, inputs.weight2, inputs.bias2, y, "relu", "relu"
-    )
-    table = launch.device_table(problem.device)
+    problem = _check(*inputs, "relu", "relu", "triton")._replace(batch=last + 1)
+    call = launch.Call(problem, x, *inputs[1:], y, "relu", "relu")
+    assert call.input.data_ptr() == x.data_ptr()
     launcher = {"bands": launch.launch_bands, "two_launches": launch.launch_two}[form]
-    launcher(operands, table, table.tiles["float16"][0], first_image=last)
+    launcher(call, first_image=last)
     assert torch.equal(y[last:], testing.pair_oracle(inputs).half())
 
 

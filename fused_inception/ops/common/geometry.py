@@ -25,18 +25,21 @@ def with_channels_last_strides(tensor: torch.Tensor) -> torch.Tensor:
     return out.copy_(tensor)
 
 
-def dense_channels_last(tensor: torch.Tensor, alignment: int) -> torch.Tensor:
-    """`tensor` as a kernel takes it: channels_last strides, `alignment` bytes.
+def dense_channels_last(tensor: torch.Tensor, alignment: int, channels: int) -> torch.Tensor:
+    """`tensor` as a kernel takes it: channels_last strides, `alignment` bytes, `channels` channels.
 
-    A copy is made where either fails, so that what a kernel does never depends on the caller's
-    strides or alignment.
+    A copy is made where any of them fails, so that what a kernel does never depends on the caller's
+    strides or alignment. Channels that the tensor does not have are zero.
     """
-    _, c, h, w = tensor.shape
-    strides = (h * w * c, 1, w * c, c)
-    if tensor.stride() == strides and tensor.data_ptr() % alignment == 0:
+    n, c, h, w = tensor.shape
+    strides = (h * w * channels, 1, w * channels, channels)
+    if c == channels and tensor.stride() == strides and tensor.data_ptr() % alignment == 0:
         return tensor
-    dense = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
-    return dense.copy_(tensor)
+    size = (n, channels, h, w)
+    dense = torch.empty_strided(size, strides, dtype=tensor.dtype, device=tensor.device)
+    dense[:, :c].copy_(tensor)
+    dense[:, c:].zero_()
+    return dense
 
 
 def conv_output_size(size: int, taps: int, stride: int, padding: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -15,15 +15,17 @@ from fused_inception.ops.common.geometry import (
 from fused_inception.ops.common.precision import conv_precision
 
 from . import aten
-from .configurations import Table, Tile, choose_tile, device_class, load_table
+from .configurations import Table, Tile, choose_tile, device_class, load_table, padded
 
 if TYPE_CHECKING:
     from .op import Problem
 
 NAME = "factorized_conv2d"
 
-# Widest vector access of the kernels; also what Triton's pointer specialisation distinguishes.
+# Bytes to which the kernels' operands are aligned, and the multiple of channels that they take.
+# Triton specialises on multiples of 16 of either; with less, loads are narrow and tiles spill.
 ALIGNMENT = 16
+CHANNEL_MULTIPLE = 16
 # Rows of one launch: keeps row numbers, and the last tile's overhang, inside int32.
 MAX_ROWS = 2**30
 
@@ -49,37 +51,17 @@ def _run_triton(
     mid_activation: str,
     activation: str,
 ) -> torch.Tensor:
-    output = empty_channels_last(
-        (problem.batch, problem.c_out, problem.height, problem.width), input
-    )
+    shape = (problem.batch, problem.c_out, problem.height, problem.width)
+    output = empty_channels_last(shape, input)
     if problem.batch == 0:
         return output
-    table = device_table(problem.device)
-    tile = choose_tile(
-        table.tiles[conv_precision(problem.dtype)],
-        problem.c_in,
-        problem.c_mid,
-        problem.c_out,
-        problem.taps1,
-        problem.taps2,
-    )
-    form = launch_bands if use_bands(problem, table, tile) else launch_two
-    operands = Operands(
-        problem,
-        dense_channels_last(input, ALIGNMENT),
-        dense_channels_last(weight1, ALIGNMENT),
-        None if bias1 is None else bias1.contiguous(),
-        dense_channels_last(weight2, ALIGNMENT),
-        None if bias2 is None else bias2.contiguous(),
-        output,
-        mid_activation,
-        activation,
-    )
+    call = Call(problem, input, weight1, bias1, weight2, bias2, output, mid_activation, activation)
+    launch = launch_bands if use_bands(problem, call.table, call.tile) else launch_two
     if problem.device.type == "cuda":
         with torch.cuda.device(problem.device):
-            form(operands, table, tile)
+            launch(call)
     else:
-        form(operands, table, tile)
+        launch(call)
     return output
 
 
@@ -115,58 +97,72 @@ def use_bands(problem: Problem, table: Table, tile: Tile) -> bool:
     return bands >= table.min_band_waves * multiprocessors(problem.device)
 
 
-class Operands:
-    """The tensors of one call as the kernels take them, with their strides by axis of the line.
+class Strides(NamedTuple):
+    """Elements between images, between lines of an image and between pixels of a line."""
+
+    image: int
+    cross: int
+    line: int
+
+
+class Call:
+    """One call as the kernels take it: dense, aligned tensors with padded channels, and a tile.
 
     Attributes:
-        x_strides, y_strides: elements between images, between lines of an image and between pixels
-        of a line.
+        c_in, c_mid: stored channels of the input and of the intermediate tensor, rounded up.
     """
 
     def __init__(
         self,
         problem: Problem,
-        x: torch.Tensor,
+        input: torch.Tensor,
         weight1: torch.Tensor,
         bias1: torch.Tensor | None,
         weight2: torch.Tensor,
         bias2: torch.Tensor | None,
-        y: torch.Tensor,
+        output: torch.Tensor,
         mid_activation: str,
         activation: str,
     ) -> None:
-        self.problem = problem
-        self.x, self.y = x, y
-        self.weight1, self.bias1 = weight1, bias1
-        self.weight2, self.bias2 = weight2, bias2
+        p = self.problem = problem
+        self.precision = conv_precision(p.dtype)
+        self.table = device_table(p.device)
+        tiles = self.table.tiles[self.precision]
+        self.tile = choose_tile(tiles, p.c_in, p.c_mid, p.c_out, p.taps1, p.taps2)
+        self.c_in = padded(p.c_in, CHANNEL_MULTIPLE)
+        self.c_mid = padded(p.c_mid, CHANNEL_MULTIPLE)
+        self.input = dense_channels_last(input, ALIGNMENT, self.c_in)
+        self.weight1 = dense_channels_last(weight1, ALIGNMENT, self.c_in)
+        self.weight2 = dense_channels_last(weight2, ALIGNMENT, self.c_mid)
+        self.bias1 = None if bias1 is None else bias1.contiguous()
+        self.bias2 = None if bias2 is None else bias2.contiguous()
+        self.output = output
         self.mid_relu = mid_activation == "relu"
         self.relu = activation == "relu"
-        self.x_strides = self._strides(problem.c_in)
-        self.y_strides = self._strides(problem.c_out)
 
-    def _strides(self, channels: int) -> tuple[int, int, int]:
+    def strides(self, channels: int) -> Strides:
+        """Strides of a channels_last map of `channels`, by the axis of the line."""
         p = self.problem
         row, pixel = p.width * channels, channels
         cross, line = (pixel, row) if p.row_first else (row, pixel)
-        return p.height * row, cross, line
+        return Strides(p.height * row, cross, line)
+
+    def arithmetic(self) -> dict[str, Any]:
+        """The arguments of a launch that decide how products are formed."""
+        from fused_inception.ops.common.triton_runtime import INTERPRETING
+
+        return {
+            "BLOCK_P": self.tile.block_p,
+            "BLOCK_F": self.tile.block_f,
+            "BLOCK_K": self.tile.block_k,
+            "TF32": self.precision == "float32_tf32",
+            "UPCAST": INTERPRETING and self.precision == "bfloat16",
+            "num_warps": self.tile.num_warps,
+            "num_stages": self.tile.num_stages,
+        }
 
 
-def _arithmetic(problem: Problem, tile: Tile) -> dict[str, Any]:
-    """The constants of a kernel that decide how products are formed."""
-    from fused_inception.ops.common.triton_runtime import INTERPRETING
-
-    return {
-        "BLOCK_P": tile.block_p,
-        "BLOCK_F": tile.block_f,
-        "BLOCK_K": tile.block_k,
-        "TF32": conv_precision(problem.dtype) == "float32_tf32",
-        "UPCAST": INTERPRETING and problem.dtype == torch.bfloat16,
-        "num_warps": tile.num_warps,
-        "num_stages": tile.num_stages,
-    }
-
-
-def launch_bands(operands: Operands, table: Table, tile: Tile, first_image: int = 0) -> None:
+def launch_bands(call: Call, first_image: int = 0) -> None:
     """One launch: a persistent grid, each program with a scratch band of its own.
 
     Images before `first_image` are left alone.
@@ -175,106 +171,104 @@ def launch_bands(operands: Operands, table: Table, tile: Tile, first_image: int 
 
     from .triton_kernel import factorized_conv2d_band_kernel
 
-    p = operands.problem
+    p, tile = call.problem, call.tile
     lines = lines_per_band(p, tile)
     images = max(1, MAX_ROWS // (p.height * p.width))
-    resident = multiprocessors(p.device) * table.programs_per_multiprocessor
+    resident = multiprocessors(p.device) * call.table.programs_per_multiprocessor
     programs = min(resident, -(-min(images, p.batch) * p.cross_size // lines))
-    scratch = operands.x.new_empty(programs * tile.block_p * p.c_mid)
+    scratch = call.input.new_empty(programs * tile.block_p * call.c_mid)
     for first in range(first_image, p.batch, images):
         num_lines = min(images, p.batch - first) * p.cross_size
         factorized_conv2d_band_kernel[(min(programs, -(-num_lines // lines)),)](
-            operands.x,
-            operands.weight1,
-            operands.bias1,
-            operands.weight2,
-            operands.bias2,
-            operands.y,
+            call.input,
+            call.weight1,
+            call.bias1,
+            call.weight2,
+            call.bias2,
+            call.output,
             scratch,
             first,
             num_lines,
             p.line_size,
             p.cross_size,
             lines,
-            *operands.x_strides,
-            *operands.y_strides,
-            p.c_in,
+            *call.strides(call.c_in),
+            *call.strides(p.c_out),
+            call.c_in,
             p.c_mid,
+            call.c_mid,
             p.c_out,
             TAPS1=p.taps1,
             TAPS2=p.taps2,
-            HAS_BIAS1=operands.bias1 is not None,
-            HAS_BIAS2=operands.bias2 is not None,
-            MID_RELU=operands.mid_relu,
-            RELU=operands.relu,
-            EVEN_K1=p.c_in % tile.block_k == 0,
-            EVEN_K2=p.c_mid % tile.block_k == 0,
-            **_arithmetic(p, tile),
+            HAS_BIAS1=call.bias1 is not None,
+            HAS_BIAS2=call.bias2 is not None,
+            MID_RELU=call.mid_relu,
+            RELU=call.relu,
+            EVEN_K1=call.c_in % tile.block_k == 0,
+            EVEN_K2=call.c_mid % tile.block_k == 0,
+            **call.arithmetic(),
         )
 
 
-def launch_two(operands: Operands, table: Table, tile: Tile, first_image: int = 0) -> None:
+def launch_two(call: Call, first_image: int = 0) -> None:
     """One launch per factor, over as many images as keep the intermediate tensor in L2.
 
     Images before `first_image` are left alone.
     """
     from .triton_kernel import shifted_conv_kernel
 
-    p = operands.problem
+    p, tile = call.problem, call.tile
     pixels = p.height * p.width
-    image_bytes = pixels * p.c_mid * operands.x.element_size()
-    images = max(1, min(table.l2_bytes // image_bytes, MAX_ROWS // pixels, p.batch))
-    mid = operands.x.new_empty(images * pixels * p.c_mid)
+    image_bytes = pixels * call.c_mid * call.input.element_size()
+    images = max(1, min(call.table.l2_bytes // image_bytes, MAX_ROWS // pixels, p.batch))
+    mid = call.input.new_empty(images * pixels * call.c_mid)
     # The intermediate tensor is ordered (image, line, position on the line, channel).
-    mid_strides = (pixels * p.c_mid, p.line_size * p.c_mid, p.c_mid)
-    arithmetic = _arithmetic(p, tile)
-
-    def factor(
-        src: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        dst: torch.Tensor,
-        src_first: int,
-        dst_first: int,
-        rows: int,
-        src_strides: tuple[int, int, int],
-        dst_strides: tuple[int, int, int],
-        along_line: bool,
-        taps: int,
-        relu: bool,
-    ) -> None:
-        filters, channels = weight.shape[:2]
-        tiles = -(-rows // tile.block_p) * -(-filters // tile.block_f)
-        shifted_conv_kernel[(tiles,)](
-            src,
-            weight,
-            bias,
-            dst,
-            src_first,
-            dst_first,
+    mid_strides = Strides(pixels * call.c_mid, p.line_size * call.c_mid, call.c_mid)
+    arithmetic = call.arithmetic()
+    for first in range(first_image, p.batch, images):
+        rows = min(images, p.batch - first) * pixels
+        row_tiles = -(-rows // tile.block_p)
+        shifted_conv_kernel[(row_tiles * -(-call.c_mid // tile.block_f),)](
+            call.input,
+            call.weight1,
+            call.bias1,
+            mid,
+            first,
+            0,
             rows,
             p.line_size,
             p.cross_size,
-            *src_strides,
-            *dst_strides,
-            channels,
-            filters,
-            ALONG_LINE=along_line,
-            TAPS=taps,
-            HAS_BIAS=bias is not None,
-            RELU=relu,
-            EVEN_K=channels % tile.block_k == 0,
+            *call.strides(call.c_in),
+            *mid_strides,
+            call.c_in,
+            p.c_mid,
+            call.c_mid,
+            ALONG_LINE=False,
+            TAPS=p.taps1,
+            HAS_BIAS=call.bias1 is not None,
+            RELU=call.mid_relu,
+            EVEN_K=call.c_in % tile.block_k == 0,
             **arithmetic,
         )
-
-    o = operands
-    for first in range(first_image, p.batch, images):
-        rows = min(images, p.batch - first) * pixels
-        factor(
-            o.x, o.weight1, o.bias1, mid, first, 0, rows,
-            o.x_strides, mid_strides, False, p.taps1, o.mid_relu,
-        )  # fmt: skip
-        factor(
-            mid, o.weight2, o.bias2, o.y, 0, first, rows,
-            mid_strides, o.y_strides, True, p.taps2, o.relu,
-        )  # fmt: skip
+        shifted_conv_kernel[(row_tiles * -(-p.c_out // tile.block_f),)](
+            mid,
+            call.weight2,
+            call.bias2,
+            call.output,
+            0,
+            first,
+            rows,
+            p.line_size,
+            p.cross_size,
+            *mid_strides,
+            *call.strides(p.c_out),
+            call.c_mid,
+            p.c_out,
+            p.c_out,
+            ALONG_LINE=True,
+            TAPS=p.taps2,
+            HAS_BIAS=call.bias2 is not None,
+            RELU=call.relu,
+            EVEN_K=call.c_mid % tile.block_k == 0,
+            **arithmetic,
+        )

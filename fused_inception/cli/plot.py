@@ -1,0 +1,110 @@
+"""Draws what `compare` measured: two bars for time and two for memory."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+WIDTH, HEIGHT = 1200, 675  # pixels
+
+_DPI = 150
+_COLORS = ("#8a8f98", "#2a6fbb")
+_TEXT = "#22262b"
+_MUTED = "#5c636d"
+# Headroom above the higher bar, for its label.
+_HEADROOM = 1.28
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar.
+
+    Attributes:
+        label: below it.
+        value: its height.
+        text: above it.
+        low: lower end of the whisker; as `value` for none.
+        high: upper end.
+    """
+
+    label: str
+    value: float
+    text: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One set of bars over one axis.
+
+    Attributes:
+        title: above the panel.
+        unit: label of the vertical axis.
+        bars: from left to right.
+    """
+
+    title: str
+    unit: str
+    bars: Sequence[Bar]
+
+
+def draw(title: str, subtitle: str, panels: Sequence[Panel]) -> bytes:
+    """Draws a bar chart.
+
+    Args:
+        title: the first line above the panels.
+        subtitle: the second line, smaller.
+        panels: side by side.
+
+    Returns:
+        A PNG of 1200×675 pixels.
+    """
+    figure = Figure(figsize=(WIDTH / _DPI, HEIGHT / _DPI), dpi=_DPI, facecolor="white")
+    figure.text(0.03, 0.93, title, fontsize=12, fontweight="bold", color=_TEXT)
+    figure.text(0.03, 0.875, subtitle, fontsize=7.5, color=_MUTED)
+    grid = figure.add_gridspec(
+        1, len(panels), left=0.085, right=0.975, top=0.74, bottom=0.1, wspace=0.28
+    )
+    for index, panel in enumerate(panels):
+        _draw_panel(figure.add_subplot(grid[0, index]), panel)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI)
+    return buffer.getvalue()
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    top = max(max(bar.high, bar.value) for bar in panel.bars)
+    for position, bar in enumerate(panel.bars):
+        axes.bar(position, bar.value, width=0.55, color=_COLORS[position % len(_COLORS)], zorder=2)
+        if bar.high > bar.low:
+            whisker = [[bar.value - bar.low], [bar.high - bar.value]]
+            axes.errorbar(
+                position, bar.value, yerr=whisker, color=_TEXT, linewidth=1.1, capsize=5, zorder=3
+            )
+        axes.annotate(
+            bar.text,
+            (position, max(bar.high, bar.value)),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            color=_TEXT,
+            linespacing=1.35,
+            # Grid lines would cross the text.
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+        )
+    axes.set_title(panel.title, loc="left", fontsize=8.5, color=_TEXT, pad=9)
+    axes.set_ylabel(panel.unit, fontsize=8, color=_MUTED)
+    axes.set_xticks(range(len(panel.bars)), [bar.label for bar in panel.bars], fontsize=9)
+    axes.set_xlim(-0.6, len(panel.bars) - 0.4)
+    axes.set_ylim(0, top * _HEADROOM or 1)
+    axes.tick_params(axis="y", labelsize=7.5, colors=_MUTED, length=0)
+    axes.tick_params(axis="x", length=0, labelcolor=_TEXT)
+    axes.grid(axis="y", color="#e3e6ea", linewidth=0.8, zorder=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color("#b5bac2")

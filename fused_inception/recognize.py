@@ -1,0 +1,723 @@
+"""Finds Inception blocks in a model and verifies, one by one, that they compute what we fuse.
+
+A candidate is a module whose children look like a known block's, by their names or by the filters
+of their convolutions. Names decide nothing further: the candidate's forward runs on a `torch.fx`
+proxy in a twin of the module, the graph is lowered to a few kinds of expression (input, convolution
+with its BatchNorm and ReLU, pool, concatenation), and the expression is held against the known
+block's pattern. Whatever the pattern does not have is a refusal, with the reason in words. What
+tracing cannot see is taken on trust: side effects outside the module, and attributes of its class
+that change later.
+
+The twin shares parameters with the candidate but has an attribute dictionary of its own, so tracing
+changes nothing on the model. `torch.fx.Tracer.trace` is not used: while it runs it patches
+`torch.nn.Module.__call__` for the whole process, which breaks the modules that other threads run.
+"""
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, cast
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules import module as module_globals
+
+from fused_inception.folding import (
+    KernelPattern,
+    check_batch_norm,
+    check_conv2d,
+    describe_kernel,
+    type_name,
+)
+
+__all__ = [
+    "KNOWN_BLOCKS",
+    "BlockMatch",
+    "KnownBlock",
+    "NotRecognizedError",
+    "UnitMatch",
+    "find_candidates",
+    "global_hooks_installed",
+    "hook_refusal",
+    "recognize",
+]
+
+
+class NotRecognizedError(Exception):
+    """A block that cannot be fused; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """The block's input, in patterns and in expressions."""
+
+
+INPUT = Input()
+
+
+@dataclass(frozen=True)
+class ConvPattern:
+    """A convolution with ReLU behind it, and BatchNorm between them or not.
+
+    Attributes:
+        role: the name of the convolution in the fused block's weights.
+        kernel: rows and columns of the filter.
+        source: what it reads.
+        stride: in both directions.
+        padding: zeros on each side; "same" is half the filter.
+    """
+
+    role: str
+    kernel: KernelPattern
+    source: "Pattern"
+    stride: int = 1
+    padding: int | Literal["same"] = "same"
+
+
+@dataclass(frozen=True)
+class PoolPattern:
+    """A pool with a square window, floor mode; `count_include_pad` becomes an option."""
+
+    kind: Literal["avg", "max"]
+    window: int
+    stride: int
+    padding: int
+    source: "Pattern"
+
+
+@dataclass(frozen=True)
+class CatPattern:
+    """A concatenation over channels, in this order."""
+
+    sources: tuple["Pattern", ...]
+
+
+Pattern: TypeAlias = Input | ConvPattern | PoolPattern | CatPattern
+
+
+@dataclass(frozen=True)
+class KnownBlock:
+    """A block that can be fused.
+
+    Attributes:
+        kind: its name, the key in `fused_inception.blocks.FUSED_BLOCKS`.
+        pattern: what it computes.
+        child_names: the names of its children in torchvision; a module with all of them is a
+            candidate, whatever it computes.
+    """
+
+    kind: str
+    pattern: Pattern
+    child_names: frozenset[str]
+
+
+def _inception_c() -> KnownBlock:
+    def conv(role: str, kernel: KernelPattern, source: Pattern) -> ConvPattern:
+        return ConvPattern(role, kernel, source)
+
+    point, row, col = (1, 1), (1, None), (None, 1)
+    pair = conv("pair_reduce", point, INPUT)
+    pair = conv("pair_col", col, conv("pair_row", row, pair))
+    double = conv("double_reduce", point, INPUT)
+    double = conv("double_row1", row, conv("double_col1", col, double))
+    double = conv("double_row2", row, conv("double_col2", col, double))
+    pool = PoolPattern("avg", window=3, stride=1, padding=1, source=INPUT)
+    branches = (
+        conv("direct", point, INPUT),
+        pair,
+        double,
+        conv("pool_project", point, pool),
+    )
+    names = [
+        "branch1x1",
+        *(f"branch7x7_{index}" for index in range(1, 4)),
+        *(f"branch7x7dbl_{index}" for index in range(1, 6)),
+        "branch_pool",
+    ]
+    return KnownBlock("inception_c", CatPattern(branches), frozenset(names))
+
+
+KNOWN_BLOCKS: tuple[KnownBlock, ...] = (_inception_c(),)
+
+
+@dataclass(frozen=True)
+class UnitMatch:
+    """A convolution of a recognized block: its role, and the paths of it and its BatchNorm."""
+
+    role: str
+    conv: str
+    bn: str | None
+
+
+@dataclass(frozen=True)
+class BlockMatch:
+    """A recognized block.
+
+    Attributes:
+        kind: of the known block.
+        units: every convolution.
+        options: keyword arguments for the fused block's forward.
+    """
+
+    kind: str
+    units: tuple[UnitMatch, ...]
+    options: Mapping[str, Any]
+
+
+def find_candidates(
+    model: nn.Module, stop: Callable[[nn.Module], bool] = lambda module: False
+) -> list[tuple[str, nn.Module]]:
+    """Lists the modules that look like a known block, under every name they are registered by.
+
+    Args:
+        model: where to look; it may be a candidate itself, with the name "".
+        stop: says of a module that neither it nor what it contains is wanted.
+
+    Returns:
+        (qualified name, module) in the order of `model.named_modules()`. A module that contains a
+        candidate is none.
+    """
+    found: list[tuple[str, nn.Module]] = []
+    _visit(model, "", stop, found)
+    return found
+
+
+def _visit(
+    module: nn.Module,
+    name: str,
+    stop: Callable[[nn.Module], bool],
+    found: list[tuple[str, nn.Module]],
+) -> Counter[str]:
+    # Returns the filters of all convolutions below, and finds candidates on the way up.
+    if stop(module):
+        return Counter()
+    if isinstance(module, nn.Conv2d):
+        return Counter([_filter_class((module.kernel_size[0], module.kernel_size[1]))])
+    found_before = len(found)
+    filters: Counter[str] = Counter()
+    for child_name, child in module._modules.items():
+        if child is not None:
+            child_path = f"{name}.{child_name}" if name else child_name
+            filters += _visit(child, child_path, stop, found)
+    if len(found) == found_before and any(_blocks_like(module, filters)):
+        found.append((name, module))
+    return filters
+
+
+def _blocks_like(module: nn.Module, filters: Counter[str]) -> Iterator[KnownBlock]:
+    if type(module).__module__.startswith("torch.nn."):
+        return
+    children = set(module._modules.keys())
+    for known in KNOWN_BLOCKS:
+        if known.child_names <= children or filters == Counter(_pattern_filters(known.pattern)):
+            yield known
+
+
+def _pattern_filters(pattern: Pattern) -> Iterator[str]:
+    if isinstance(pattern, ConvPattern):
+        rows, columns = pattern.kernel
+        yield _filter_class((rows or 3, columns or 3))
+    if isinstance(pattern, CatPattern):
+        for source in pattern.sources:
+            yield from _pattern_filters(source)
+    elif not isinstance(pattern, Input):
+        yield from _pattern_filters(pattern.source)
+
+
+def _filter_class(kernel: tuple[int, int]) -> str:
+    rows, columns = kernel
+    if 1 in kernel:
+        return f"{'1' if rows == 1 else 'n'}x{'1' if columns == 1 else 'n'}"
+    return f"{rows}x{columns}"
+
+
+def hook_refusal(block: nn.Module) -> str | None:
+    """Says which inner module of a block has a hook that a fused forward would not call, or None.
+
+    Hooks on the block itself do not matter: they are called around its forward.
+    """
+    if global_hooks_installed():
+        return "a hook for all modules is installed"
+    for path, module in block.named_modules():
+        if module is block:
+            continue
+        for kind in ("forward_pre", "forward", "backward_pre", "backward"):
+            if getattr(module, f"_{kind}_hooks"):
+                return f"{path}: has a {kind.replace('_', ' ')} hook"
+    return None
+
+
+def global_hooks_installed() -> bool:
+    """Whether `torch.nn.modules.module.register_module_*_hook` has hooks on every module."""
+    return bool(
+        module_globals._global_forward_pre_hooks
+        or module_globals._global_forward_hooks
+        or module_globals._global_backward_pre_hooks
+        or module_globals._global_backward_hooks
+    )
+
+
+def recognize(block: nn.Module) -> BlockMatch:
+    """Verifies that a module computes, in evaluation mode, exactly what a known block computes.
+
+    Args:
+        block: a candidate. It is read, never changed.
+
+    Returns:
+        What it is, and where its convolutions are.
+
+    Raises:
+        NotRecognizedError: with the reason.
+    """
+    likely = list(_blocks_like(block, _conv_filters(block)))
+    if not likely:
+        raise NotRecognizedError("does not look like a known block")
+    _check_modules(block)
+    output = _lower(block, _trace(block))
+    reasons = []
+    for known in likely:
+        try:
+            return _Matcher(block, known).match(output)
+        except NotRecognizedError as error:
+            reasons.append(str(error))
+    raise NotRecognizedError(reasons[0])
+
+
+def _conv_filters(module: nn.Module) -> Counter[str]:
+    convs = (m for m in module.modules() if isinstance(m, nn.Conv2d))
+    return Counter(_filter_class((c.kernel_size[0], c.kernel_size[1])) for c in convs)
+
+
+def _check_modules(block: nn.Module) -> None:
+    for path, module in block.named_modules():
+        where = path or "the block"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise NotRecognizedError(f"{where}: is a ScriptModule, takes plain modules")
+        if "forward" in vars(module):
+            raise NotRecognizedError(f"{where}: its forward was replaced on the instance")
+        # Set by FSDP on what it manages. It gathers weights into the same tensors again and again
+        # without counting a new version.
+        if getattr(module, "_is_fsdp_managed_module", False):
+            raise NotRecognizedError(f"{where}: its parameters are managed by FSDP")
+
+
+class _Tracer(torch.fx.proxy.GraphAppendingTracer):
+    """Records one run of a module's twin; torch.nn modules are leaves."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.fx.Graph())
+        # (path, attributes before tracing, the twin): to see what the forward wrote.
+        self.twins: list[tuple[str, dict[str, Any], nn.Module]] = []
+        self._made: dict[nn.Module, nn.Module] = {}
+
+    def twin(self, module: nn.Module, path: str) -> nn.Module:
+        """A copy of `module` in evaluation mode, without hooks, that shares its parameters."""
+        made = self._made.get(module)
+        if made is not None:
+            return made
+        twin: nn.Module = object.__new__(type(module))
+        self._made[module] = twin
+        state = {
+            name: value.copy() if type(value) in (list, dict, set) else value
+            for name, value in vars(module).items()
+            if name != "_compiled_call_impl"
+        }
+        for name in vars(nn.Module()):
+            if name.endswith("_hooks") and name in state:
+                state[name] = type(state[name])()
+        state["training"] = False
+        if _is_leaf(module):
+            state["forward"] = self._recorder(path)
+        else:
+            state["_modules"] = {
+                name: None if child is None else self.twin(child, f"{path}.{name}".lstrip("."))
+                for name, child in module._modules.items()
+            }
+        vars(twin).update(state)
+        before = {k: v.copy() if type(v) in (list, dict, set) else v for k, v in state.items()}
+        self.twins.append((path, before, twin))
+        return twin
+
+    def _recorder(self, path: str) -> Callable[..., torch.fx.Proxy]:
+        def forward(*args: Any, **kwargs: Any) -> torch.fx.Proxy:
+            return self.create_proxy("call_module", path, args, kwargs)
+
+        return forward
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    # Convolutions and BatchNorms of other libraries too, so that a refusal can name their type.
+    if isinstance(module, (nn.Conv2d, nn.modules.batchnorm._BatchNorm)):
+        return True
+    # Containers and nn.Identity run, and leave no trace.
+    transparent = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity)
+    in_torch = type(module).__module__.startswith(("torch.nn.", "torch.ao.nn."))
+    return in_torch and not isinstance(module, transparent)
+
+
+def _trace(block: nn.Module) -> torch.fx.Node:
+    # The node of the block's output; its graph holds everything the forward did to tensors.
+    required = [
+        parameter
+        for parameter in inspect.signature(block.forward).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if len(required) != 1 or required[0].kind is inspect.Parameter.KEYWORD_ONLY:
+        raise NotRecognizedError("forward: does not take exactly one positional argument")
+    tracer = _Tracer()
+    twin = tracer.twin(block, "")
+    try:
+        with torch.no_grad():
+            output = twin.forward(tracer.create_proxy("placeholder", "input", (), {}))
+    except Exception as error:  # the forward is foreign code and can raise anything
+        line = (str(error).splitlines() or [""])[0]
+        raise NotRecognizedError(
+            f"forward: could not be traced ({type(error).__name__}: {line})"
+        ) from error
+    for path, before, after in tracer.twins:
+        for name in before.keys() | vars(after).keys():
+            if name == "forward":
+                continue
+            if not _same(before.get(name), vars(after).get(name)):
+                where = f"{path}." if path else ""
+                raise NotRecognizedError(f"forward: writes the attribute {where}{name}")
+    if not isinstance(output, torch.fx.Proxy):
+        raise NotRecognizedError(f"forward: returns {type_name(output)}, takes one tensor")
+    for node in output.node.graph.nodes:
+        if not node.users and node is not output.node:
+            raise NotRecognizedError(f"forward: does not use the result of {_node_name(node)}")
+    return output.node
+
+
+def _same(before: Any, after: Any) -> bool:
+    # Identity of the value, or of all elements. Never ==: it would record on a proxy.
+    if before is after:
+        return True
+    if type(before) is not type(after) or not isinstance(before, (list, dict, set)):
+        return False
+    if isinstance(before, dict):
+        before, after = [*before, *before.values()], [*after, *after.values()]
+    identities = [[id(value) for value in values] for values in (before, after)]
+    if isinstance(before, set):
+        identities = [sorted(ids) for ids in identities]
+    return identities[0] == identities[1]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A convolution, with BatchNorm and ReLU as far as they were found behind it."""
+
+    conv: str
+    bn: str | None
+    relu: bool
+    source: "Expression"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool with all its options, whether it was written as a function or as a module."""
+
+    name: str
+    kind: str
+    window: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    ceil_mode: bool
+    count_include_pad: bool
+    divisor_override: int | None
+    source: "Expression"
+
+
+@dataclass(frozen=True)
+class Cat:
+    """A concatenation."""
+
+    dim: int
+    sources: tuple["Expression", ...]
+
+
+Expression: TypeAlias = Input | Unit | Pool | Cat
+
+_AVG_POOL: dict[str, Any] = {
+    "kernel_size": None,
+    "stride": None,
+    "padding": 0,
+    "ceil_mode": False,
+    "count_include_pad": True,
+    "divisor_override": None,
+}
+_MAX_POOL: dict[str, Any] = {
+    "kernel_size": None,
+    "stride": None,
+    "padding": 0,
+    "dilation": 1,
+    "ceil_mode": False,
+    "return_indices": False,
+}
+_POOL_FUNCTIONS: dict[Any, tuple[str, dict[str, Any]]] = {
+    F.avg_pool2d: ("avg", _AVG_POOL),
+    F.max_pool2d: ("max", _MAX_POOL),
+    torch.max_pool2d: ("max", _MAX_POOL),
+}
+_POOL_MODULES: dict[type, tuple[str, dict[str, Any]]] = {
+    nn.AvgPool2d: ("avg", _AVG_POOL),
+    nn.MaxPool2d: ("max", _MAX_POOL),
+}
+_RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
+_CATS = (torch.cat, torch.concat, torch.concatenate)
+
+
+def _lower(block: nn.Module, output: torch.fx.Node) -> Expression:
+    lowered: dict[torch.fx.Node, Expression] = {}
+    convs: set[str] = set()
+    for node in output.graph.nodes:
+        expression = _lower_node(block, node, lowered)
+        if isinstance(expression, Unit) and expression.conv == node.target:
+            if expression.conv in convs:
+                raise NotRecognizedError(f"{expression.conv}: is used twice")
+            convs.add(expression.conv)
+        lowered[node] = expression
+    return lowered[output]
+
+
+def _lower_node(
+    block: nn.Module, node: torch.fx.Node, lowered: Mapping[torch.fx.Node, Expression]
+) -> Expression:
+    name = _node_name(node)
+    if node.op == "placeholder":
+        return INPUT
+    if node.op == "call_function" and node.target in _CATS:
+        return _lower_cat(node, lowered)
+    if node.op == "call_function" and node.target in _POOL_FUNCTIONS:
+        kind, defaults = _POOL_FUNCTIONS[node.target]
+        source, options = _arguments(node, lowered, defaults)
+        return _pool(name, kind, options, source)
+    if node.op in ("call_function", "call_method") and node.target in _RELUS:
+        source, options = _arguments(node, lowered, {"inplace": False})
+        in_place = options["inplace"] or node.target in (torch.relu_, "relu_")
+        return _relu(node, name, source, bool(in_place))
+    if node.op != "call_module":
+        raise NotRecognizedError(f"{name}: not part of a known block")
+
+    module = block.get_submodule(str(node.target))
+    source, _ = _arguments(node, lowered, {})
+    if isinstance(module, nn.Conv2d):
+        return Unit(name, None, False, source)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if not isinstance(source, Unit) or source.bn is not None or source.relu:
+            raise NotRecognizedError(f"{name}: is not directly behind a convolution")
+        return Unit(source.conv, name, False, source.source)
+    if type(module) is nn.ReLU:
+        return _relu(node, name, source, module.inplace)
+    if type(module) in _POOL_MODULES:
+        kind, defaults = _POOL_MODULES[type(module)]
+        return _pool(name, kind, {key: getattr(module, key) for key in defaults}, source)
+    raise NotRecognizedError(f"{name}: {type_name(module)}, not part of a known block")
+
+
+def _arguments(
+    node: torch.fx.Node,
+    lowered: Mapping[torch.fx.Node, Expression],
+    defaults: Mapping[str, Any],
+) -> tuple[Expression, dict[str, Any]]:
+    # The tensor a node reads, and its options with their defaults filled in.
+    options = dict(zip(("input", *defaults), node.args, strict=False))
+    options.update(node.kwargs)
+    source = options.pop("input", None)
+    unknown = options.keys() - defaults.keys()
+    if unknown or len(node.args) > 1 + len(defaults) or not isinstance(source, torch.fx.Node):
+        raise NotRecognizedError(f"{_node_name(node)}: called with other arguments than known")
+    for key, value in options.items():
+        if any(isinstance(part, torch.fx.Node) for part in _flat(value)):
+            raise NotRecognizedError(f"{_node_name(node)}: its {key} is computed")
+    return lowered[source], {**defaults, **options}
+
+
+def _flat(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (tuple, list)) else (value,)
+
+
+def _lower_cat(node: torch.fx.Node, lowered: Mapping[torch.fx.Node, Expression]) -> Cat:
+    options = dict(zip(("tensors", "dim"), node.args, strict=False))
+    options.update({"dim" if key == "axis" else key: value for key, value in node.kwargs.items()})
+    tensors, dim = options.pop("tensors", ()), options.pop("dim", 0)
+    sources = [lowered[part] for part in _flat(tensors) if isinstance(part, torch.fx.Node)]
+    if options or not isinstance(dim, int) or len(sources) != len(_flat(tensors)):
+        raise NotRecognizedError(f"{_node_name(node)}: called with other arguments than known")
+    return Cat(dim, tuple(sources))
+
+
+def _pool(name: str, kind: str, options: Mapping[str, Any], source: Expression) -> Pool:
+    if options.get("return_indices"):
+        raise NotRecognizedError(f"{name}: return_indices True, takes False")
+    window = _pair(options["kernel_size"])
+    # PyTorch takes None and () for the window.
+    stride = _pair(options["stride"] or window)
+    return Pool(
+        name=name,
+        kind=kind,
+        window=window,
+        stride=stride,
+        padding=_pair(options["padding"]),
+        dilation=_pair(options.get("dilation", 1)),
+        ceil_mode=bool(options["ceil_mode"]),
+        count_include_pad=bool(options.get("count_include_pad", True)),
+        divisor_override=options.get("divisor_override"),
+        source=source,
+    )
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    values = tuple(_flat(value))
+    return (values[0], values[-1])
+
+
+def _relu(node: torch.fx.Node, name: str, source: Expression, in_place: bool) -> Expression:
+    if not isinstance(source, Unit):
+        raise NotRecognizedError(f"{name}: ReLU of {_found(source)}, takes a convolution")
+    if in_place:
+        written = node.args[0] if node.args else node.kwargs["input"]
+        if isinstance(written, torch.fx.Node) and len(written.users) > 1:
+            raise NotRecognizedError(
+                f"{name}: ReLU in place on the output of {source.conv}, which is read elsewhere too"
+            )
+    return Unit(source.conv, source.bn, True, source.source)
+
+
+def _node_name(node: torch.fx.Node) -> str:
+    # The path of a module, the name of a function or method.
+    if node.op == "placeholder":
+        return "the block's input"
+    if isinstance(node.target, str):
+        return node.target
+    name = getattr(node.target, "__name__", node.name)
+    # F.max_pool2d is one of several functions called "fn".
+    return node.name if name == "fn" else str(name)
+
+
+def _found(expression: Expression) -> str:
+    if isinstance(expression, Input):
+        return "the block's input"
+    if isinstance(expression, Unit):
+        return expression.conv
+    return expression.name if isinstance(expression, Pool) else "a concatenation"
+
+
+def _wanted(pattern: Pattern) -> str:
+    if isinstance(pattern, Input):
+        return "the block's input"
+    if isinstance(pattern, ConvPattern):
+        return f"a convolution {describe_kernel(pattern.kernel)}"
+    if isinstance(pattern, PoolPattern):
+        kind = "an average" if pattern.kind == "avg" else "a max"
+        return f"{kind} pool {pattern.window}x{pattern.window}"
+    return f"a concatenation of {len(pattern.sources)} tensors"
+
+
+class _Matcher:
+    # Holds one expression against one known block.
+
+    def __init__(self, block: nn.Module, known: KnownBlock) -> None:
+        self.block = block
+        self.known = known
+        self.units: dict[str, UnitMatch] = {}
+        self.options: dict[str, Any] = {}
+
+    def match(self, output: Expression) -> BlockMatch:
+        self._match(self.known.pattern, output, "output: is")
+        self._check_one_kind()
+        return BlockMatch(self.known.kind, tuple(self.units.values()), self.options)
+
+    def _conv(self, path: str) -> nn.Conv2d:
+        return cast("nn.Conv2d", self.block.get_submodule(path))
+
+    def _match(self, pattern: Pattern, expression: Expression, reader: str) -> None:
+        if isinstance(pattern, Input) and isinstance(expression, Input):
+            return
+        if isinstance(pattern, ConvPattern) and isinstance(expression, Unit):
+            self._match_unit(pattern, expression)
+            self._match(pattern.source, expression.source, f"{expression.conv}: reads")
+        elif isinstance(pattern, PoolPattern) and isinstance(expression, Pool):
+            self._match_pool(pattern, expression)
+            self._match(pattern.source, expression.source, f"{expression.name}: reads")
+        elif isinstance(pattern, CatPattern) and isinstance(expression, Cat):
+            self._match_cat(pattern, expression)
+        else:
+            raise NotRecognizedError(f"{reader} {_found(expression)}, takes {_wanted(pattern)}")
+
+    def _match_cat(self, pattern: CatPattern, cat: Cat) -> None:
+        # The tensors have four dimensions, so -3 is the channels too.
+        if cat.dim not in (1, -3):
+            raise NotRecognizedError(f"cat: dimension {cat.dim}, takes 1")
+        if len(cat.sources) != len(pattern.sources):
+            raise NotRecognizedError(
+                f"cat: {len(cat.sources)} tensors, takes {len(pattern.sources)}"
+            )
+        for index, (wanted, source) in enumerate(zip(pattern.sources, cat.sources, strict=True)):
+            self._match(wanted, source, f"cat: tensor {index} is")
+
+    def _match_unit(self, pattern: ConvPattern, unit: Unit) -> None:
+        conv = self._conv(unit.conv)
+        try:
+            check_conv2d(
+                unit.conv,
+                conv,
+                kernel=pattern.kernel,
+                stride=pattern.stride,
+                padding=pattern.padding,
+            )
+            if unit.bn is not None:
+                bn = self.block.get_submodule(unit.bn)
+                check_batch_norm(unit.bn, bn, conv.weight.shape[0])
+        except (TypeError, ValueError) as error:
+            raise NotRecognizedError(str(error)) from error
+        if not unit.relu:
+            raise NotRecognizedError(f"{unit.conv}: no ReLU behind it, takes one")
+        # A pattern may name one convolution at several places, but always the same one.
+        match = UnitMatch(pattern.role, unit.conv, unit.bn)
+        if self.units.setdefault(pattern.role, match) != match:
+            raise NotRecognizedError(
+                f"{unit.conv}: takes {self.units[pattern.role].conv} in this place"
+            )
+
+    def _match_pool(self, pattern: PoolPattern, pool: Pool) -> None:
+        wanted = {
+            "kind": pattern.kind,
+            "window": (pattern.window, pattern.window),
+            "stride": (pattern.stride, pattern.stride),
+            "padding": (pattern.padding, pattern.padding),
+            "dilation": (1, 1),
+            "ceil_mode": False,
+            "divisor_override": None,
+        }
+        for name, value in wanted.items():
+            if getattr(pool, name) != value:
+                raise NotRecognizedError(
+                    f"{pool.name}: {name} {getattr(pool, name)}, takes {value}"
+                )
+        if pattern.kind == "avg":
+            self.options["count_include_pad"] = pool.count_include_pad
+
+    def _check_one_kind(self) -> None:
+        # All convolutions of one dtype, everything on one device.
+        first = next(iter(self.units.values()))
+        weight = self._conv(first.conv).weight
+        for unit in self.units.values():
+            other = self._conv(unit.conv)
+            if other.weight.dtype != weight.dtype:
+                raise NotRecognizedError(
+                    f"{unit.conv}: {other.weight.dtype}, takes {first.conv}'s {weight.dtype}"
+                )
+            paths = [unit.conv] if unit.bn is None else [unit.conv, unit.bn]
+            for path in paths:
+                module = self.block.get_submodule(path)
+                for tensor in (*module._parameters.values(), *module._buffers.values()):
+                    if tensor is not None and tensor.device != weight.device:
+                        raise NotRecognizedError(
+                            f"{path}: on {tensor.device}, takes {first.conv}'s {weight.device}"
+                        )

@@ -1,0 +1,1887 @@
+"""`fuse`, `report` and `refresh`, and the recognition of blocks behind them.
+
+Most tests run on small blocks with random weights and statistics; the whole networks come last.
+Left out: DataParallel's own scatter and gather (they need two GPUs; what it does to a module is
+done by hand here), quantized modules (they are other types, of which several are tested), and what
+the ops compute (their own files).
+"""
+
+import copy
+import functools
+import io
+import pickle
+import threading
+import warnings
+from collections import OrderedDict
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
+from torch.nn.utils import parametrizations, parametrize, prune
+
+from fused_inception import blocks
+from fused_inception.folding import fold_batch_norm
+from fused_inception.fuse import FusedBlock, FusionReport, fuse, refresh, report
+from fused_inception.models import InceptionA, InceptionC, InceptionE, inception_v3
+from fused_inception.models.torchvision_import import import_torchvision
+from fused_inception.recognize import NotRecognizedError, find_candidates, recognize
+
+CHANNELS = 8
+MID = 4
+UNITS = (
+    "branch1x1",
+    *(f"branch7x7_{i}" for i in (1, 2, 3)),
+    *(f"branch7x7dbl_{i}" for i in (1, 2, 3, 4, 5)),
+    "branch_pool",
+)
+
+
+def randomize(model, seed=0):
+    """Weights that keep the signal's size, and statistics that make BatchNorm matter."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+                if module.bias is not None:
+                    module.bias.normal_(0, 0.1, generator=generator)
+            elif isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.3, generator=generator)
+                module.running_var.uniform_(0.5, 2, generator=generator)
+                if module.affine:
+                    module.weight.uniform_(0.5, 1.5, generator=generator)
+                    module.bias.normal_(0, 0.3, generator=generator)
+    return model
+
+
+def block(**options):
+    return randomize(InceptionC(CHANNELS, MID, **options)).eval()
+
+
+def network(seed=0):
+    """Two blocks in a row, around something else."""
+    model = nn.Sequential(
+        OrderedDict(
+            first=InceptionC(CHANNELS, MID),
+            middle=nn.Conv2d(768, CHANNELS, 1),
+            second=InceptionC(CHANNELS, MID),
+        )
+    )
+    return randomize(model, seed).eval()
+
+
+def images(batch=2, height=9, width=7, seed=1, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, CHANNELS, height, width)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def assert_close(got, want, tolerance=2e-6):
+    """Relative to the largest value; both finite, of one dtype."""
+    assert got.shape == want.shape
+    assert got.dtype == want.dtype
+    assert got.isfinite().all()
+    if want.numel():
+        assert (got - want).abs().max() <= tolerance * want.abs().max()
+
+
+class Counter:
+    """Counts the forwards that run fused."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def took(self):
+        calls, self.calls = self.calls, 0
+        return calls
+
+
+@pytest.fixture
+def fused_calls(monkeypatch):
+    counter = Counter()
+    spec = blocks.FUSED_BLOCKS["inception_c"]
+
+    def forward(*args, **kwargs):
+        counter.calls += 1
+        return spec.forward(*args, **kwargs)
+
+    counted = blocks.FusedBlockSpec(spec.weights, forward)
+    monkeypatch.setitem(blocks.FUSED_BLOCKS, "inception_c", counted)
+    return counter
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    """A warning fails a test that does not expect one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        yield
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+# What fuse returns
+
+
+@torch.no_grad()
+def test_float64_agrees_to_rounding(fused_calls):
+    model = network().double()
+    assert_close(
+        fuse(model)(images(dtype=torch.float64)), model(images(dtype=torch.float64)), 1e-14
+    )
+    assert fused_calls.took() == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_error_is_at_most_twice_that_of_the_unfused_model(dtype, fused_calls):
+    model = network().to(dtype)
+    x = images(dtype=dtype)
+    oracle = copy.deepcopy(model).double()(x.double())
+    fused = fuse(model)(x)
+    assert fused_calls.took() == 2
+    assert fused.dtype == dtype
+    assert fused.isfinite().all()
+    error = (fused.double() - oracle).abs().max()
+    unfused_error = (model(x).double() - oracle).abs().max()
+    assert error <= 2 * (unfused_error + torch.finfo(dtype).eps * oracle.abs().max())
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        images().contiguous(memory_format=torch.channels_last),
+        images(height=18, width=14)[:, :, ::2, 1::2],
+        images(batch=1).expand(3, -1, -1, -1),
+        images(batch=0),
+        images(batch=1, height=1, width=1),
+        images(batch=5, height=2, width=17),
+        images(height=17, width=17),
+        torch.randn(2, 9, 7, CHANNELS).permute(0, 3, 1, 2),
+    ],
+    ids=["channels_last", "sliced", "expanded", "empty", "pixel", "flat", "17x17", "permuted"],
+)
+@torch.no_grad()
+def test_layouts_and_shapes(x, fused_calls):
+    model = network()
+    before = x.clone()
+    got = fuse(model)(x)
+    assert fused_calls.took() == 2
+    assert_close(got, model(x))
+    assert torch.equal(x, before)
+    assert got.numel() == 0 or got.is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def test_special_values_come_out_where_they_do_unfused():
+    model = network()
+    x = images(height=17, width=17)
+    x[0, 0, 0, 0], x[0, 1, 16, 16], x[1, 0, 8, 8] = float("nan"), float("inf"), -float("inf")
+    got, want = fuse(model)(x), model(x)
+    assert torch.equal(got.isnan(), want.isnan())
+    assert torch.equal(got.isinf(), want.isinf())
+
+
+def test_keys_names_and_values_do_not_change():
+    model = network()
+    fused = fuse(model)
+    assert list(fused.state_dict()) == list(model.state_dict())
+    for got, want in zip(fused.state_dict().values(), model.state_dict().values(), strict=True):
+        assert torch.equal(got, want)
+    assert [n for n, _ in fused.named_parameters()] == [n for n, _ in model.named_parameters()]
+    assert [n for n, _ in fused.named_modules()] == [n for n, _ in model.named_modules()]
+    fused.load_state_dict(model.state_dict(), strict=True)
+    network().load_state_dict(fused.state_dict(), strict=True)
+
+
+def test_a_copy_is_fused_unless_in_place():
+    model = network()
+    before = [dict(vars(module)) for module in model.modules()]
+    fused = fuse(model)
+    assert type(model.first) is InceptionC
+    assert [dict(vars(module)) for module in model.modules()] == before
+    assert isinstance(fused.first, FusedBlock)
+    assert fused.first.branch1x1.conv.weight is not model.first.branch1x1.conv.weight
+
+    weight = model.first.branch1x1.conv.weight
+    assert fuse(model, inplace=True) is model
+    assert isinstance(model.first, FusedBlock)
+    assert model.first.branch1x1.conv.weight is weight
+
+
+@torch.no_grad()
+def test_the_model_itself_may_be_a_block(fused_calls):
+    model = block()
+    fused = fuse(model)
+    assert isinstance(fused, FusedBlock)
+    assert_close(fused(images()), model(images()))
+    assert fused_calls.took() == 1
+    assert report(fused).replaced == [("", "inception_c")]
+    assert str(report(fused)).startswith("(the model itself)  fused as inception_c")
+    in_place = fuse(model, inplace=True)
+    assert in_place.branch1x1 is model.branch1x1
+
+
+@torch.no_grad()
+def test_a_shared_block_is_fused_once_and_stays_shared(fused_calls):
+    one = block()
+    model = nn.ModuleDict({"a": one, "b": nn.Sequential(one)})
+    assert not report(fuse(model, filter_fn=lambda name, module: name == "a")).replaced
+    fused = fuse(model)
+    assert fused["a"] is fused["b"][0]
+    assert report(fused).replaced == [("a", "inception_c"), ("b.0", "inception_c")]
+    assert_close(fused["b"](images()), one(images()))
+    assert fused_calls.took() == 1
+
+
+def test_fusing_twice_does_nothing_more():
+    fused = fuse(network())
+    first = fused.first
+    again = fuse(fused, inplace=True)
+    assert again.first is first
+    assert report(again) == report(fused)
+    assert isinstance(fuse(fused).first, FusedBlock)
+    assert not isinstance(fuse(fused).first._original, FusedBlock)
+
+
+def test_a_filter_excludes_by_name_and_module(fused_calls):
+    seen = []
+
+    def choose(name, module):
+        seen.append((name, type(module)))
+        return name != "second"
+
+    model = fuse(network(), filter_fn=choose, strict=True)
+    assert seen == [("first", InceptionC), ("second", InceptionC)]
+    assert report(model) == FusionReport(
+        [("first", "inception_c")], [("second", "excluded by filter_fn")]
+    )
+    # Known of copies too, and forgotten when the block is fused after all.
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert report(other) == report(model)
+    assert len(report(fuse(model)).replaced) == 2
+    assert not report(fuse(fuse(model))).skipped
+
+
+def test_strict_lists_what_was_not_understood_and_changes_nothing():
+    model = network()
+    model.first.branch7x7_2.conv.dilation = (2, 2)
+    model.second.branch_pool.bn = nn.BatchNorm2d(192, track_running_stats=False)
+    with pytest.raises(RuntimeError) as raised:
+        fuse(model, inplace=True, strict=True)
+    assert str(raised.value) == (
+        "fuse(strict=True): not every block was understood\n"
+        "  first: branch7x7_2.conv: dilation (2, 2), takes 1\n"
+        "  second: branch_pool.bn: has no running statistics, takes track_running_stats=True"
+    )
+    assert type(model.first) is type(model.second) is InceptionC
+    # What the filter excludes need not be understood.
+    fuse(model, inplace=True, strict=True, filter_fn=lambda name, module: False)
+
+
+@pytest.mark.parametrize("function", [fuse, report, refresh])
+def test_only_modules_are_taken(function):
+    name = function.__name__
+    with pytest.raises(TypeError, match=rf"{name}: model must be a torch.nn.Module, got dict"):
+        function({})
+
+
+def test_report_of_a_model_that_was_never_fused():
+    model = network()
+    model.second.branch1x1.conv.groups = 2
+    assert report(model) == FusionReport(
+        [],
+        [
+            ("first", "not fused yet: call fuse(model)"),
+            ("second", "branch1x1.conv: groups 2, takes 1"),
+        ],
+    )
+    assert report(nn.Linear(2, 2)) == FusionReport([], [])
+    assert str(report(nn.Linear(2, 2))) == "0 fused, 0 skipped"
+
+
+def test_report_prints_an_aligned_table():
+    model = network()
+    model.second.branch1x1.conv.groups = 2
+    assert str(report(fuse(model))) == (
+        "first   fused as inception_c\n"
+        "second  skipped: branch1x1.conv: groups 2, takes 1\n"
+        "1 fused, 1 skipped"
+    )
+
+
+def test_names_are_relative_to_the_module_that_is_asked():
+    model = nn.Sequential(OrderedDict(features=network()))
+    fused = fuse(model)
+    assert [n for n, _ in report(fused).replaced] == ["features.first", "features.second"]
+    assert [n for n, _ in report(fused.features).replaced] == ["first", "second"]
+
+
+# What is recognized
+
+
+RELUS = {
+    "F.relu": F.relu,
+    "F.relu_": lambda x: F.relu(x, inplace=True),
+    "torch.relu": torch.relu,
+    "torch.relu_": torch.relu_,
+    "method": lambda x: x.relu(),
+    "method_": lambda x: x.relu_(),
+}
+
+
+class Unit(nn.Module):
+    """Convolution, BatchNorm and ReLU in as many spellings as there are."""
+
+    def __init__(self, channels, filters, *, relu="F.relu", bn=True, bn_options=None, **options):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, filters, **{"bias": False, **options})
+        self.bn = nn.BatchNorm2d(filters, **(bn_options or {})) if bn else nn.Identity()
+        self.act = nn.ReLU(inplace=True) if relu == "module" else RELUS[relu]
+
+    def forward(self, x):
+        return self.act(self.bn(self.conv(x)))
+
+
+class Block(nn.Module):
+    """The 17×17 block under names of its own, with hooks for variations."""
+
+    def __init__(self, n=(7, 7), channels=CHANNELS, unit=Unit, same=False, **options):
+        super().__init__()
+
+        def make(channels, filters, rows, columns):
+            padding = "same" if same else (rows // 2, columns // 2)
+            return unit(channels, filters, kernel_size=(rows, columns), padding=padding, **options)
+
+        first, last = n
+        self.pool = functools.partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1)
+        self.p = make(channels, 6, 1, 1)
+        self.q = nn.ModuleList(
+            [make(channels, MID, 1, 1), make(MID, MID, 1, first), make(MID, 6, last, 1)]
+        )
+        self.r = nn.Sequential(
+            make(channels, MID, 1, 1),
+            make(MID, 3, first, 1),
+            make(3, MID, 1, last),
+            make(MID, 5, last, 1),
+            make(5, 6, 1, first),
+        )
+        self.s = make(channels, 5, 1, 1)
+
+    def pair(self, x):
+        for unit in self.q:
+            x = unit(x)
+        return x
+
+    def join(self, parts):
+        return torch.cat(parts, 1)
+
+    def forward(self, x):
+        return self.join([self.p(x), self.pair(x), self.r(x), self.s(self.pool(x))])
+
+
+@torch.no_grad()
+def assert_fuses(model, fused_calls):
+    randomize(model).eval()
+    fused = fuse(model, strict=True)
+    assert_close(fused(images()), model(images()))
+    assert fused_calls.took() == 1
+
+
+@pytest.mark.parametrize("relu", [*RELUS, "module"])
+def test_every_spelling_of_relu(relu, fused_calls):
+    assert_fuses(Block(relu=relu), fused_calls)
+
+
+@pytest.mark.parametrize("n", [(7, 7), (3, 3), (5, 3), (3, 31)], ids=str)
+def test_every_odd_filter_up_to_31(n, fused_calls):
+    assert_fuses(Block(n=n), fused_calls)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bias": True},
+        {"bias": True, "bn": False},
+        {"bn": False},
+        {"bn_options": {"affine": False}},
+        {"bn_options": {"eps": 0.1, "momentum": None}},
+        {"same": True},
+    ],
+    ids=str,
+)
+def test_every_convolution_and_batch_norm_that_can_be_folded(options, fused_calls):
+    assert_fuses(Block(**options), fused_calls)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False),
+        lambda x: F.avg_pool2d(x, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1)),
+        lambda x: torch._C._nn.avg_pool2d(input=x, kernel_size=3, stride=1, padding=1),
+        nn.AvgPool2d(3, stride=1, padding=1),
+        nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False),
+    ],
+    ids=["without-pad", "pairs", "keywords", "module", "module-without-pad"],
+)
+def test_every_spelling_of_the_average_pool(pool, fused_calls):
+    model = Block()
+    model.pool = pool
+    assert_fuses(model, fused_calls)
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda parts: torch.cat(parts, dim=1),
+        lambda parts: torch.cat(tuple(parts), -3),
+        lambda parts: torch.concat(tensors=parts, dim=1),
+        lambda parts: torch.concatenate(parts, axis=1),
+    ],
+    ids=["cat", "negative", "concat", "concatenate"],
+)
+def test_every_spelling_of_cat(join, fused_calls):
+    model = Block()
+    model.join = join
+    assert_fuses(model, fused_calls)
+
+
+@torch.no_grad()
+def test_options_of_the_forward_keep_their_meaning(fused_calls):
+    class Optional(Block):
+        def forward(self, x, scale=None):
+            out = super().forward(x)
+            return out if scale is None else out * scale
+
+    model = randomize(Optional()).eval()
+    fused = fuse(model, strict=True)
+    x = images()
+    assert_close(fused(x), model(x))
+    assert fused_calls.took() == 1
+    for call in (lambda m: m(x, 2.0), lambda m: m(x=x), lambda m: m(x, scale=2.0)):
+        assert torch.equal(call(fused), call(model))
+    assert fused_calls.took() == 0
+
+
+def test_training_only_and_recording_only_code_is_not_looked_at():
+    class Conditional(Block):
+        def forward(self, x):
+            if self.training or torch.is_grad_enabled():
+                x = x + 1
+            return super().forward(x)
+
+    model = Conditional().train()
+    match = recognize(model)
+    assert match.kind == "inception_c"
+    assert model.training
+    assert all(module.training for module in model.modules())
+
+
+class TwoInputs(Block):
+    def forward(self, x, y):
+        return super().forward(x)
+
+
+class Listed(Block):
+    def join(self, parts):
+        return parts
+
+
+class Branches(Block):
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 0 else x
+
+
+class Dropped(Block):
+    def forward(self, x):
+        self.p(x) * 2
+        return super().forward(x)
+
+
+class ReadsShape(Block):
+    def forward(self, x):
+        return super().forward(x).reshape(x.shape[0], -1)
+
+
+class Remembers(Block):
+    def forward(self, x):
+        self.last = x
+        return super().forward(x)
+
+
+class Counts(Block):
+    def __init__(self):
+        super().__init__()
+        self.history = []
+
+    def forward(self, x):
+        self.history.append(1)
+        return super().forward(x)
+
+
+class Reordered(Block):
+    def join(self, parts):
+        return super().join(parts[1:] + parts[:1])
+
+
+class FiveBranches(Block):
+    def join(self, parts):
+        return super().join([*parts, parts[0]])
+
+
+class Rows(Block):
+    def join(self, parts):
+        return torch.cat(parts, 2)
+
+
+class Doubled(Block):
+    def pair(self, x):
+        return self.q[2](self.q[1](self.q[1](self.q[0](x))))
+
+
+class Swapped(Block):
+    def pair(self, x):
+        return self.q[1](self.q[0](x))
+
+
+class Chained(Block):
+    def forward(self, x):
+        y = self.p(x)
+        parts = [y, self.pair(x), self.r(x), self.s(self.pool(x + 0))]
+        return self.join(parts)
+
+
+class ReadsMid(Block):
+    def forward(self, x):
+        mid = self.q[0].conv(x)
+        pair = self.q[2](self.q[1](F.relu_(self.q[0].bn(mid))))
+        return self.join([self.p(x), pair + mid.sum(), self.r(x), self.s(self.pool(x))])
+
+
+class InPlaceTwice(Block):
+    def forward(self, x):
+        mid = self.q[0].bn(self.q[0].conv(x))
+        pair = self.q[2](self.q[1](F.relu_(mid))) + mid.mean()
+        return self.join([self.p(x), pair, self.r(x), self.s(self.pool(x))])
+
+
+class RectifiesInput(Block):
+    def forward(self, x):
+        return super().forward(F.relu(x, inplace=True))
+
+
+def with_pool(pool):
+    def make():
+        model = Block()
+        model.pool = pool
+        return model
+
+    return make
+
+
+def changed(change):
+    def make():
+        model = InceptionC(CHANNELS, MID)
+        change(model)
+        return model
+
+    return make
+
+
+def conv(*args, **kwargs):
+    def change(model):
+        model.branch7x7_2.conv = nn.Conv2d(MID, MID, *args, **kwargs)
+
+    return changed(change)
+
+
+def normalized(make_bn):
+    def change(model):
+        model.branch7x7_2.bn = make_bn(MID)
+
+    return changed(change)
+
+
+class Activated(nn.Module):
+    def __init__(self, *args, activation=F.silu, bias=True, **kwargs):
+        super().__init__()
+        self.conv = nn.Conv2d(*args, **kwargs)
+        self.bn = nn.BatchNorm2d(self.conv.out_channels)
+        self.activation = activation
+
+    def forward(self, x):
+        return self.activation(self.bn(self.conv(x)))
+
+
+class BatchNormAct(nn.BatchNorm2d):
+    def forward(self, x):
+        return F.relu(super().forward(x))
+
+
+def tensor_subclass(model):
+    class Special(torch.Tensor):
+        pass
+
+    weight = model.branch1x1.conv.weight
+    model.branch1x1.conv.weight = nn.Parameter(weight.detach().as_subclass(Special))
+
+
+def replace_forward(model):
+    model.branch1x1.bn.forward = lambda x: x
+
+
+def script(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        model.branch1x1 = torch.jit.script(model.branch1x1)
+
+
+REFUSALS = {
+    "stride": (conv((1, 7), stride=2, padding=(0, 3)), r"7x7_2.conv: stride \(2, 2\), takes 1"),
+    "padding": (conv((1, 7), padding=3), r"conv: padding \(3, 3\), takes \(0, 3\)"),
+    "no-padding": (conv((1, 7), padding="valid"), r"conv: padding \(0, 0\), takes \(0, 3\)"),
+    "dilation": (
+        conv((1, 7), padding=(0, 6), dilation=2),
+        r"branch7x7_2.conv: dilation \(2, 2\), takes 1",
+    ),
+    "groups": (conv((1, 7), padding=(0, 3), groups=2), "branch7x7_2.conv: groups 2, takes 1"),
+    "padding_mode": (
+        conv((1, 7), padding=(0, 3), padding_mode="circular"),
+        "branch7x7_2.conv: padding_mode 'circular', takes 'zeros'",
+    ),
+    "kernel": (conv((3, 7), padding=(1, 3)), r"conv: kernel \(3, 7\), takes 1xn, n odd, 1 to 31"),
+    "even-kernel": (conv((1, 8), padding=(0, 3)), r"conv: kernel \(1, 8\), takes 1xn, n odd"),
+    "long-kernel": (conv((1, 33), padding=(0, 16)), r"conv: kernel \(1, 33\), takes 1xn, n odd"),
+    "orientation": (conv((7, 1), padding=(3, 0)), r"conv: kernel \(7, 1\), takes 1xn, n odd"),
+    "lazy": (
+        changed(lambda m: setattr(m.branch7x7_2, "conv", nn.LazyConv2d(MID, (1, 7)))),
+        "branch7x7_2.conv: has a forward pre hook",
+    ),
+    "other-dtype": (
+        changed(lambda m: m.branch7x7dbl_2.conv.half()),
+        r"7x7dbl_2.conv: torch.float16, takes branch1x1.conv's torch.float32",
+    ),
+    "other-device": (
+        changed(lambda m: m.branch7x7dbl_2.bn.to("meta")),
+        "branch7x7dbl_2.bn: on meta, takes branch1x1.conv's cpu",
+    ),
+    "complex": (
+        conv((1, 7), padding=(0, 3), dtype=torch.complex64),
+        r"branch7x7_2.conv.weight: torch.complex64, takes float64",
+    ),
+    "tensor-subclass": (
+        changed(tensor_subclass),
+        r"branch1x1.conv.weight: .*Special, takes a plain torch.nn.Parameter",
+    ),
+    "no-statistics": (
+        normalized(lambda c: nn.BatchNorm2d(c, track_running_stats=False)),
+        "branch7x7_2.bn: has no running statistics",
+    ),
+    "sync-batch-norm": (
+        normalized(nn.SyncBatchNorm),
+        "branch7x7_2.bn: .*SyncBatchNorm, takes torch.nn.BatchNorm2d",
+    ),
+    "batch-norm-with-activation": (
+        normalized(BatchNormAct),
+        "branch7x7_2.bn: .*BatchNormAct, takes torch.nn.BatchNorm2d",
+    ),
+    "instance-norm": (
+        normalized(nn.InstanceNorm2d),
+        "branch7x7_2.bn: .*InstanceNorm2d, not part of a known block",
+    ),
+    "features": (
+        changed(lambda m: setattr(m.branch7x7_2.bn, "num_features", 5)),
+        "branch7x7_2.bn: 5 features, takes 4",
+    ),
+    "eps": (
+        changed(lambda m: setattr(m.branch7x7_2.bn, "eps", float("nan"))),
+        "branch7x7_2.bn: eps nan, takes",
+    ),
+    "parametrized": (
+        changed(lambda m: parametrizations.spectral_norm(m.branch1x1.conv)),
+        "branch1x1.conv: .*ParametrizedConv2d, takes torch.nn.Conv2d",
+    ),
+    "pruned": (
+        changed(lambda m: prune.random_unstructured(m.branch1x1.conv, "weight", 0.5)),
+        "branch1x1.conv: has a forward pre hook",
+    ),
+    "forward-replaced": (
+        changed(replace_forward),
+        "branch1x1.bn: its forward was replaced on the instance",
+    ),
+    "scripted": (changed(script), "branch1x1: is a ScriptModule"),
+    "other-activation": (
+        lambda: InceptionC(CHANNELS, MID, conv_block=Activated),
+        "silu: not part of a known block",
+    ),
+    "no-activation": (
+        lambda: InceptionC(
+            CHANNELS, MID, conv_block=lambda *a, **k: Activated(*a, activation=nn.Identity(), **k)
+        ),
+        "branch1x1.conv: no ReLU behind it",
+    ),
+    "dropout": (
+        lambda: InceptionC(
+            CHANNELS, MID, conv_block=lambda *a, **k: Activated(*a, activation=nn.Dropout(), **k)
+        ),
+        "activation: .*Dropout, not part of a known block",
+    ),
+    "max-pool": (with_pool(lambda x: F.max_pool2d(x, 3, 1, 1)), "max_pool2d: kind max, takes avg"),
+    "max-pool-module": (with_pool(nn.MaxPool2d(3, 1, 1)), "pool: kind max, takes avg"),
+    "max-pool-indices": (
+        with_pool(nn.MaxPool2d(3, 1, 1, return_indices=True)),
+        "pool: return_indices True, takes False",
+    ),
+    "pool-window": (
+        with_pool(lambda x: F.avg_pool2d(x, 5, 1, 2)),
+        r"avg_pool2d: window \(5, 5\), takes \(3, 3\)",
+    ),
+    "pool-stride": (
+        with_pool(lambda x: F.avg_pool2d(x, 3, padding=1)),
+        r"avg_pool2d: stride \(3, 3\), takes \(1, 1\)",
+    ),
+    "pool-padding": (
+        with_pool(lambda x: F.avg_pool2d(x, 3, 1)),
+        r"avg_pool2d: padding \(0, 0\), takes \(1, 1\)",
+    ),
+    "pool-ceil": (
+        with_pool(nn.AvgPool2d(3, 1, 1, ceil_mode=True)),
+        "pool: ceil_mode True, takes False",
+    ),
+    "pool-divisor": (
+        with_pool(lambda x: F.avg_pool2d(x, 3, 1, 1, divisor_override=7)),
+        "avg_pool2d: divisor_override 7, takes None",
+    ),
+    "pool-computed": (
+        with_pool(lambda x: F.avg_pool2d(x, x.size(2), 1, 1)),
+        "size: not part of a known block",
+    ),
+    "no-pool": (
+        with_pool(lambda x: x),
+        "s.conv: reads the block's input, takes an average pool 3x3",
+    ),
+    "adaptive-pool": (
+        with_pool(lambda x: F.adaptive_avg_pool2d(x, 9)),
+        "adaptive_avg_pool2d: not part of a known block",
+    ),
+    "two-inputs": (TwoInputs, "forward: does not take exactly one positional argument"),
+    "list": (Listed, "forward: returns list, takes one tensor"),
+    "control-flow": (Branches, "forward: could not be traced .TraceError"),
+    "dropped": (Dropped, "forward: does not use the result of mul"),
+    "reshape": (ReadsShape, "getattr: not part of a known block"),
+    "remembers": (Remembers, "forward: writes the attribute last"),
+    "counts": (Counts, "forward: writes the attribute history"),
+    "order": (Reordered, r"kernel \(5?7?, 1\), takes 1x1"),
+    "five-branches": (FiveBranches, "cat: 5 tensors, takes 4"),
+    "cat-rows": (Rows, "cat: dimension 2, takes 1"),
+    "conv-twice": (Doubled, r"q.1.conv: is used twice"),
+    "conv-left-out": (Swapped, r"q.1.conv: kernel \(1, 7\), takes nx1"),
+    "arithmetic": (Chained, "add: not part of a known block"),
+    "reads-between": (ReadsMid, "sum: not part of a known block"),
+    "in-place-with-two-readers": (
+        InPlaceTwice,
+        "relu_: ReLU in place on the output of q.0.conv, which is read elsewhere too",
+    ),
+    "relu-of-input": (RectifiesInput, "relu: ReLU of the block's input, takes a convolution"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_is_not_known_is_left_alone_with_a_reason(case):
+    make, message = REFUSALS[case]
+    inner = make().eval()
+    model = nn.Sequential(inner)
+    before = {name: dict(vars(module)) for name, module in model.named_modules()}
+    fuse(model, inplace=True)
+    assert model[0] is inner
+    assert report(model).skipped[0][0] == "0"
+    with pytest.raises(RuntimeError, match=rf"  0: .*{message}"):
+        fuse(model, inplace=True, strict=True)
+    # Neither fusing nor reporting leaves a trace on a model that is not understood.
+    after = {name: dict(vars(module)) for name, module in model.named_modules()}
+    assert after == before
+
+
+def test_hidden_attributes_of_a_list_are_put_back():
+    model = Counts()
+    with pytest.raises(NotRecognizedError):
+        recognize(model)
+    assert model.history == []
+
+
+def test_other_names_are_found_by_their_filters_and_other_modules_are_not_listed():
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Block()
+
+    model = nn.Sequential(
+        InceptionA(CHANNELS, 4),
+        Block(),
+        nn.Sequential(Around()),
+        InceptionE(CHANNELS),
+        Unit(3, 4, kernel_size=1),
+    )
+    assert [name for name, _ in find_candidates(model)] == ["1", "2.0.inner"]
+
+
+def test_recognizing_patches_nothing_that_other_threads_use():
+    called = []
+
+    class Watches(Block):
+        def forward(self, x):
+            called.append(nn.Module.__call__)
+            return super().forward(x)
+
+    original = nn.Module.__call__
+    recognize(Watches())
+    assert called == [original]
+
+
+# When the original forward runs
+
+
+def test_training_mode_trains(fused_calls):
+    torch.manual_seed(0)
+    model = network()
+    fused = fuse(model)
+    x = images()
+    for mode in (model, fused):
+        mode.train()
+    got, want = fused(x), model(x)
+    assert torch.equal(got, want)
+    got.square().mean().backward()
+    want.square().mean().backward()
+    for ours, theirs in zip(fused.parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+    for ours, theirs in zip(fused.state_dict().values(), model.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert fused_calls.took() == 0
+
+
+@torch.no_grad()
+def test_evaluation_after_training_uses_the_trained_weights(fused_calls):
+    model = network()
+    fused = fuse(model)
+    x = images()
+    for mode in (model, fused):
+        mode.train()
+        # Frozen BatchNorm, so that nothing at all is counted.
+        for bn in (module for module in mode.modules() if isinstance(module, nn.BatchNorm2d)):
+            bn.eval()
+        with torch.enable_grad():
+            mode(x).square().mean().backward()
+        for parameter in mode.parameters():
+            # As an optimizer that PyTorch cannot see.
+            parameter.data.sub_(0.1 * parameter.grad)
+        mode.eval()
+    assert_close(fused(x), model(x))
+    assert fused_calls.took() == 2
+
+
+@torch.no_grad()
+def test_one_inner_module_in_training_mode_is_enough(fused_calls):
+    model = network()
+    fused = fuse(model)
+    x = images()
+    for mode in (model, fused):
+        mode.second.branch7x7dbl_3.bn.train()
+    assert torch.equal(fused.second(x), model.second(x))
+    assert fused_calls.took() == 0
+    assert_close(fused.first(x), model.first(x))
+    assert fused_calls.took() == 1
+
+    # The statistics have moved, which running_mean does not count.
+    for mode in (model, fused):
+        mode.second.branch7x7dbl_3.bn.eval()
+    assert_close(fused.second(x), model.second(x))
+    assert fused_calls.took() == 1
+
+
+def test_the_mode_of_the_inner_original_keeps_step():
+    fused = fuse(network())
+    for mode in (True, False, True):
+        fused.train(mode)
+        assert fused.first.training is fused.first._original.training is mode
+    fused.first.training = False
+    assert fused.first._original.training is False
+
+
+def test_gradients_are_the_original_ones_with_one_warning_for_the_model(fused_calls):
+    model = network()
+    fused = fuse(model)
+    x, y = images().requires_grad_(), images().requires_grad_()
+    with pytest.warns(UserWarning, match=r"torch\.no_grad\(\) or torch\.inference_mode") as caught:
+        got = [fused(x) for _ in range(2)][1]
+    assert len(caught) == 1
+    assert torch.equal(got, model(y))
+    got.sum().backward()
+    model(y).sum().backward()
+    assert torch.equal(x.grad, y.grad)
+    for ours, theirs in zip(fused.parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+    assert fused_calls.took() == 0
+    # Another model warns on its own account, a copy too.
+    for other in (fuse(network()), copy.deepcopy(fused)):
+        with pytest.warns(UserWarning, match="autograd would record"):
+            other(x)
+
+
+def test_an_input_that_wants_a_gradient_is_enough_and_nothing_that_does_is_fused(fused_calls):
+    model = network().requires_grad_(False)
+    fused = fuse(model)
+    x = images()
+    assert_close(fused(x), model(x))
+    assert fused_calls.took() == 2
+    with pytest.warns(UserWarning, match="autograd would record"):
+        assert fused(images().requires_grad_()).requires_grad
+    assert fused_calls.took() == 0
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert_close(fuse(network())(x.requires_grad_()), network()(x))
+        assert fused_calls.took() == 2
+
+
+HOOKS = {
+    "forward pre": lambda m, calls: m.register_forward_pre_hook(lambda *a: calls.append(1)),
+    "forward": lambda m, calls: m.register_forward_hook(lambda *a: calls.append(1)),
+    "forward with kwargs": lambda m, calls: m.register_forward_hook(
+        lambda *a: calls.append(1), with_kwargs=True
+    ),
+    "forward always": lambda m, calls: m.register_forward_hook(
+        lambda *a: calls.append(1), always_call=True
+    ),
+}
+SILENT_HOOKS = {
+    "backward pre": lambda m: m.register_full_backward_pre_hook(lambda *a: None),
+    "backward": lambda m: m.register_full_backward_hook(lambda *a: None),
+}
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+@torch.no_grad()
+def test_hooks_on_a_block_are_called_once_in_both_forwards(kind, fused_calls):
+    model, calls = network(), []
+    before = HOOKS[kind](model.first, calls)
+    fused = fuse(model, inplace=True)
+    after = HOOKS[kind](fused.first, calls)
+    fused(images())
+    assert len(calls) == 2
+    assert fused_calls.took() == 2
+    fused.train()(images())
+    assert len(calls) == 4
+    before.remove()
+    after.remove()
+    fused.eval()(images())
+    assert len(calls) == 4
+
+
+@torch.no_grad()
+def test_a_hook_on_a_block_sees_and_changes_what_goes_in_and_out():
+    model = network()
+    fused = fuse(model)
+    fused.first.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    fused.first.register_forward_hook(lambda module, args, output: output + args[0].mean())
+    x = images()
+    assert_close(fused.first(x), model.first(x * 2) + (x * 2).mean())
+
+
+@pytest.mark.parametrize("name", ["branch7x7_2", "branch7x7_2.conv", "branch_pool.bn"])
+@pytest.mark.parametrize("kind", HOOKS)
+@torch.no_grad()
+def test_hooks_on_inner_modules_are_called(kind, name, fused_calls):
+    model = network()
+    fused = fuse(model)
+    calls = []
+    handle = HOOKS[kind](fused.first.get_submodule(name), calls)
+    x = images()
+    assert torch.equal(fused.first(x), model.first(x))
+    assert len(calls) == 1
+    assert fused_calls.took() == 0
+    reason = f"runs its original forward: {name}: has a {kind.split(' w')[0].split(' a')[0]} hook"
+    assert report(fused).skipped == [("first", reason)]
+    handle.remove()
+    fused.first(x)
+    assert len(calls) == 1
+    assert fused_calls.took() == 1
+    assert not report(fused).skipped
+
+
+@torch.no_grad()
+def test_looking_at_a_changed_block_again_calls_no_hooks(fused_calls):
+    fused = fuse(block())
+    seen = []
+    fused.branch1x1.register_forward_hook(lambda module, args, output: seen.append(type(output)))
+    fused.branch1x1.bn.eps = 0.1
+    fused(images())
+    assert seen == [torch.Tensor]
+    assert fused_calls.took() == 0
+
+
+@pytest.mark.parametrize("kind", SILENT_HOOKS)
+@torch.no_grad()
+def test_backward_hooks_on_inner_modules_are_left_to_the_original(kind, fused_calls):
+    fused = fuse(network())
+    SILENT_HOOKS[kind](fused.first.branch1x1)
+    fused(images())
+    assert fused_calls.took() == 1
+    assert report(fused).skipped == [
+        ("first", f"runs its original forward: branch1x1: has a {kind} hook")
+    ]
+
+
+@pytest.mark.parametrize("kind", [*HOOKS, *SILENT_HOOKS])
+def test_a_block_with_inner_hooks_is_not_fused(kind):
+    model = network()
+    if kind in HOOKS:
+        HOOKS[kind](model.first.branch1x1.conv, [])
+    else:
+        SILENT_HOOKS[kind](model.first.branch1x1.conv)
+    found = report(fuse(model))
+    assert found.replaced == [("second", "inception_c")]
+    assert found.skipped[0][1].startswith("branch1x1.conv: has a ")
+
+
+@torch.no_grad()
+def test_hooks_on_all_modules_are_called(fused_calls):
+    fused = fuse(network())
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, args, output: seen.append(type(module))
+    )
+    try:
+        fused.first(images())
+        assert seen.count(nn.Conv2d) == 10
+        assert seen.count(FusedBlock) == 1
+        assert fused_calls.took() == 0
+        assert {why for _, why in report(fuse(network())).skipped} == {
+            "a hook for all modules is installed"
+        }
+    finally:
+        handle.remove()
+    fused(images())
+    assert fused_calls.took() == 2
+
+
+# Staleness
+
+
+def write(name):
+    def change(model):
+        with torch.no_grad():
+            model.get_parameter(name).mul_(1.5)
+
+    return change
+
+
+def write_buffer(name):
+    def change(model):
+        model.get_buffer(name).mul_(1.5)
+
+    return change
+
+
+def write_in_inference_mode(model):
+    with torch.inference_mode():
+        model.branch7x7_3.conv.weight.mul_(1.5)
+
+
+def replace_parameter(model):
+    # Twice, so that the first one's memory and identity are free to be given to the second.
+    for factor in (2.0, 0.75):
+        bn = model.branch7x7dbl_5.bn
+        bn.weight = nn.Parameter(bn.weight.detach() * factor)
+
+
+def swap_data(model):
+    for factor in (2.0, 0.75):
+        conv = model.branch7x7dbl_4.conv
+        conv.weight.data = conv.weight.data * factor
+
+
+def replace_conv(model):
+    conv = nn.Conv2d(CHANNELS, 192, 1, bias=True)
+    with torch.no_grad():
+        conv.weight.fill_(0.1)
+        conv.bias.fill_(0.3)
+    model.branch1x1.conv = conv.eval()
+
+
+def replace_unit(model):
+    model.branch_pool = randomize(Unit(CHANNELS, 192, kernel_size=1), seed=9).eval()
+
+
+def replace_bn(model):
+    model.branch1x1.bn = randomize(nn.Sequential(nn.BatchNorm2d(192)), seed=9)[0].eval()
+
+
+def load(**options):
+    def change(model):
+        other = randomize(InceptionC(CHANNELS, MID), seed=5)
+        model.load_state_dict(copy.deepcopy(other.state_dict()), **options)
+
+    return change
+
+
+def load_one_unit(model):
+    other = randomize(InceptionC(CHANNELS, MID), seed=5)
+    model.branch7x7_2.load_state_dict(copy.deepcopy(other.branch7x7_2.state_dict()))
+
+
+def step(model):
+    # Not in training mode, as with frozen BatchNorm.
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model(images()).square().mean().backward()
+    optimizer.step()
+
+
+CHANGES = {
+    "conv.weight": write("branch7x7_2.conv.weight"),
+    "bn.weight": write("branch7x7dbl_1.bn.weight"),
+    "bn.bias": write("branch7x7dbl_2.bn.bias"),
+    "bn.running_mean": write_buffer("branch_pool.bn.running_mean"),
+    "bn.running_var": write_buffer("branch7x7dbl_3.bn.running_var"),
+    "inference-mode": write_in_inference_mode,
+    "optimizer": step,
+    "load_state_dict": load(),
+    "load_state_dict-assign": load(assign=True),
+    "load_state_dict-unit": load_one_unit,
+    "data-swapped": swap_data,
+    "parameter-replaced": replace_parameter,
+    "conv-replaced": replace_conv,
+    "bn-replaced": replace_bn,
+    "unit-replaced": replace_unit,
+    "eps": lambda model: setattr(model.branch1x1.bn, "eps", 0.5),
+    "to-float64": lambda model: model.double(),
+    "to-and-back": lambda model: model.bfloat16().float(),
+    "memory-format": lambda model: model.to(memory_format=torch.channels_last),
+    "unit-moved": lambda model: model.branch1x1.bfloat16().float(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_changes_are_followed(change, fused_calls):
+    model = nn.Sequential(block())
+    fused = fuse(model)
+    assert_close(torch.no_grad()(fused)(images()), torch.no_grad()(model)(images()))
+    change(model[0])
+    change(fused[0])
+    x = images(dtype=model[0].branch1x1.conv.weight.dtype)
+    fused_calls.took()
+    with torch.no_grad():
+        assert_close(fused(x), model(x))
+        assert fused_calls.took() == 1
+        assert len(report(fused).replaced) == 1
+
+
+def dilate(model):
+    conv = model.branch7x7_2.conv
+    conv.dilation, conv.padding = (1, 2), (0, 6)
+
+
+def replace_activation(model):
+    unit = model.branch1x1
+    model.branch1x1 = nn.Sequential(OrderedDict(conv=unit.conv, bn=unit.bn, act=nn.SiLU())).eval()
+
+
+def parametrize_weight(model):
+    parametrize.register_parametrization(model.branch1x1.conv, "weight", nn.Tanh())
+
+
+def prune_weight(model):
+    mask = torch.arange(192).reshape(-1, 1, 1, 1) % 2
+    prune.custom_from_mask(model.branch1x1.conv, "weight", mask.expand(192, CHANNELS, 1, 1))
+
+
+def patch_forward(model):
+    conv = model.branch1x1.conv
+    conv.forward = lambda x: F.conv2d(x, conv.weight * 2)
+
+
+def subclass_parameter(model):
+    weight = model.branch1x1.conv.weight.detach() * 2
+    model.branch1x1.conv.weight = nn.Parameter(weight.as_subclass(SpecialTensor))
+
+
+def swap_class(model):
+    class Doubled(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    model.branch1x1.conv.__class__ = Doubled
+
+
+class SpecialTensor(torch.Tensor):
+    pass
+
+
+BREAKS = {
+    "dilation": dilate,
+    "padding_mode": lambda model: setattr(model.branch7x7_2.conv, "padding_mode", "reflect"),
+    "activation": replace_activation,
+    "class": swap_class,
+    "parametrized": parametrize_weight,
+    "pruned": prune_weight,
+    "forward": patch_forward,
+    "subclass": subclass_parameter,
+}
+
+
+@pytest.mark.parametrize("change", BREAKS.values(), ids=BREAKS)
+@torch.no_grad()
+def test_a_block_that_became_something_else_runs_its_original_forward(change, fused_calls):
+    model = nn.Sequential(block())
+    fused = fuse(model)
+    change(model[0])
+    change(fused[0])
+    x = images()
+    assert torch.equal(fused(x), model(x))
+    assert fused_calls.took() == 0
+    ((name, reason),) = report(fused).skipped
+    assert name == "0"
+    assert reason.startswith("runs its original forward: branch")
+
+
+@torch.no_grad()
+def test_a_parametrization_that_is_removed_leaves_the_block_fused(fused_calls):
+    fused = fuse(block())
+    x = images()
+    parametrize_weight(fused)
+    fused(x)
+    assert fused_calls.took() == 0
+    ((_, reason),) = report(fused).skipped
+    assert "ParametrizedConv2d" in reason
+    parametrize.remove_parametrizations(fused.branch1x1.conv, "weight")
+    assert_close(fused(x), fused._original.forward(x))
+    assert fused_calls.took() == 1
+
+
+@torch.no_grad()
+def test_refresh_sees_writes_that_are_not_counted():
+    model = network()
+    fused = fuse(model)
+    x = images()
+    for mode in (model, fused):
+        mode.first.branch1x1.conv.weight.data.mul_(1.5)
+        mode.second.branch1x1.conv.weight.data.mul_(1.5)
+    refresh(fused)
+    assert_close(fused(x), model(x))
+
+
+@torch.no_grad()
+def test_folded_weights_are_rewritten_in_place():
+    fused = fuse(network())
+    held = {name: buffer for name, buffer in fused.named_buffers() if "folded_" in name}
+    assert len(held) == 2 * 20
+    before = {name: buffer.clone() for name, buffer in held.items()}
+    fused.first.branch1x1.conv.weight.mul_(2)
+    fused(images())
+    fused.load_state_dict(network(seed=3).state_dict())
+    fused.second.branch1x1.bn.eps = 0.1
+    fused(images())
+    after = dict(fused.named_buffers())
+    for name, buffer in held.items():
+        assert after[name] is buffer
+        assert not torch.equal(buffer, before[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_conversion_folds_the_converted_weights_anew(dtype):
+    fused = fuse(block()).to(dtype)
+    unit = fused.branch7x7_2
+    weight, bias = fold_batch_norm(unit.conv.weight, unit.conv.bias, unit.bn)
+    got = fused.get_buffer("folded_pair_row_weight")
+    # Before the first forward, and rounded once: not the old folded weight converted.
+    assert got.dtype == dtype
+    assert torch.equal(got, weight)
+    assert got.stride() == weight.stride()
+    assert torch.equal(fused.get_buffer("folded_pair_row_bias"), bias)
+
+
+@torch.no_grad()
+def test_folded_weights_are_no_part_of_the_state():
+    fused = fuse(block())
+    assert not any("folded" in key for key in fused.state_dict())
+    assert not any("folded" in name for name, _ in fused.named_parameters())
+    for name, buffer in fused.named_buffers():
+        if "folded" in name and buffer.dim() == 4:
+            assert buffer.is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def test_a_failed_rebuild_is_done_again(monkeypatch):
+    model = block()
+    fused = fuse(model)
+    for mode in (model, fused):
+        mode.branch1x1.conv.weight.mul_(2)
+
+    def fail(*args):
+        raise torch.OutOfMemoryError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setitem(FusedBlock._fold.__globals__, "fold_batch_norm", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            fused(images())
+    assert_close(fused(images()), model(images()))
+
+
+def test_tensors_made_in_inference_mode(fused_calls):
+    with torch.inference_mode():
+        model = block()
+        fused = fuse(model)
+        assert_close(fused(images()), model(images()))
+        assert not any(b.is_inference() for n, b in fused.named_buffers() if "folded" in n)
+        for mode in (model, fused):
+            mode.branch1x1.conv.weight.mul_(2)
+        # Such tensors count nothing.
+        refresh(fused)
+        assert_close(fused(images()), model(images()))
+        assert fused_calls.took() == 2
+    with torch.no_grad():
+        assert_close(fused(images()), model(images()))
+    assert fused_calls.took() == 1
+
+
+@torch.no_grad()
+def test_a_model_converted_in_inference_mode_can_still_be_rewritten(fused_calls):
+    model = network()
+    fused = fuse(model)
+    with torch.inference_mode():
+        fused.double()
+        model.double()
+    x = images(dtype=torch.float64)
+    assert_close(fused(x), model(x), 1e-12)
+    for mode in (model, fused):
+        mode.load_state_dict(network(seed=2).double().state_dict(), assign=True)
+    assert_close(fused(x), model(x), 1e-12)
+    assert fused_calls.took() == 4
+
+
+# Copies
+
+
+def through_pickle(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def through_torch_save(model):
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": through_pickle, "torch.save": through_torch_save}
+
+
+@pytest.mark.parametrize("make_copy", COPIES.values(), ids=COPIES)
+@torch.no_grad()
+def test_a_copy_is_fused_and_independent(make_copy, fused_calls):
+    model = network()
+    fused = fuse(model)
+    other = make_copy(fused)
+    x = images()
+    want = model(x)
+    inner = other.first._original
+    assert inner is not fused.first._original
+    for name in ("_modules", "_parameters", "_buffers", "_forward_hooks", "_state_dict_hooks"):
+        assert vars(other.first)[name] is vars(inner)[name]
+        assert vars(other.first)[name] is not vars(fused.first)[name]
+    assert report(other) == report(fused)
+    # Nothing of the original's travels along.
+    assert vars(other.first)["_snapshot"] is None
+    assert_close(other(x), want)
+    assert fused_calls.took() == 2
+
+    for parameter in other.parameters():
+        parameter.mul_(0.5)
+    assert_close(fused(x), want)
+    twin = network()
+    for parameter in twin.parameters():
+        parameter.mul_(0.5)
+    assert_close(other(x), twin(x))
+    other.train()
+    assert not fused.first.training
+    assert not fused.first._original.training
+    other.first.register_forward_hook(lambda *a: None)
+    assert not fused.first._forward_hooks
+
+
+@torch.no_grad()
+def test_a_copy_of_a_model_with_unfused_changes_follows_them(fused_calls):
+    model = network()
+    fused = fuse(model)
+    for mode in (model, fused):
+        mode.first.branch1x1.conv.weight.mul_(2)
+    other = copy.deepcopy(fused)
+    assert_close(other(images()), model(images()))
+    assert fused_calls.took() == 2
+
+
+@torch.no_grad()
+def test_first_calls_from_four_threads():
+    model = network()
+    x = images()
+    want = model(x)
+    for _ in range(3):
+        fused = copy.deepcopy(fuse(model))
+        results, start = [None] * 4, threading.Barrier(4)
+
+        def run(index, fused=fused, results=results, start=start):
+            start.wait()
+            with torch.no_grad():
+                results[index] = fused(x)
+
+        threads = [threading.Thread(target=run, args=(index,)) for index in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for got in results:
+            assert_close(got, want)
+
+
+# Standing in for the original
+
+
+class Flagged(InceptionC):
+    """A block with attributes and methods of its own."""
+
+    def __init__(self):
+        super().__init__(CHANNELS, MID)
+        self.scale = 1.0
+        self.note = "text"
+
+    def forward(self, x):
+        out = super().forward(x)
+        return out if self.scale == 1.0 else out * self.scale
+
+    def describe(self):
+        return f"{self.note} {self.scale}"
+
+
+@torch.no_grad()
+def test_attributes_and_methods_of_the_original_are_there(fused_calls):
+    fused = fuse(randomize(Flagged()).eval())
+    assert fused.describe() == "text 1.0"
+    assert fused.note == "text"
+    with pytest.raises(AttributeError, match="missing"):
+        _ = fused.missing
+    x = images()
+    before = fused(x)
+    assert fused_calls.took() == 1
+
+    # The original's forward reads it, so the block is another one now, and back.
+    fused.scale = 3.0
+    assert fused.describe() == "text 3.0"
+    assert_close(fused(x), before * 3)
+    assert fused_calls.took() == 0
+    fused.scale = 1.0
+    assert_close(fused(x), before)
+    assert fused_calls.took() == 1
+    fused.extra = 1
+    del fused.extra
+    assert not hasattr(fused, "extra")
+
+
+@torch.no_grad()
+def test_an_attribute_that_overrides_the_class_is_noticed(fused_calls):
+    class Switched(Block):
+        scale = None
+
+        def forward(self, x):
+            out = super().forward(x)
+            return out if self.scale is None else out * self.scale
+
+    fused = fuse(randomize(Switched()).eval())
+    before = fused(images())
+    fused.scale = 2.0
+    assert_close(fused(images()), before * 2)
+    assert fused_calls.took() == 1
+
+
+@torch.no_grad()
+def test_a_forward_put_on_a_block_is_the_one_that_runs():
+    fused = fuse(block())
+    inner = fused.forward
+    want = fused(images())
+    fused.forward = lambda x: inner(x) + 1
+    assert torch.equal(fused(images()), want + 1)
+
+
+@torch.no_grad()
+def test_a_class_put_over_the_block_runs_the_original(fused_calls):
+    # FSDP, for one, does this to the modules that it is given.
+    fused = fuse(block())
+    fused.__class__ = type("Managed", (FusedBlock,), {})
+    fused(images())
+    assert fused_calls.took() == 0
+
+
+def test_children_can_be_registered_and_removed():
+    fused = fuse(block())
+    fused.head = nn.Linear(1, 1)
+    assert fused._original.head is fused.head
+    fused.register_buffer("offset", torch.zeros(1))
+    assert "offset" in fused.state_dict()
+    del fused.head
+    assert "head" not in dict(fused.named_children())
+    assert not hasattr(fused._original, "head")
+
+
+def test_repr_names_the_kind_and_the_original():
+    assert "kind='inception_c', original=InceptionC" in repr(fuse(block()))
+
+
+def test_no_method_is_called_fuse():
+    assert not any(hasattr(module, "fuse") for module in fuse(network()).modules())
+
+
+# Other programs that take a model
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@torch.no_grad()
+def test_compiles_whole_and_once(backend, fresh_compiler):
+    model = network()
+    fused = fuse(model)
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(fused, backend=counter, fullgraph=True)
+    for seed in range(3):
+        x = images(seed=seed)
+        assert_close(compiled(x), model(x))
+    assert counter.frame_count == 1
+    names = {str(node.target) for node in counter.graphs[0].graph.nodes}
+    assert "fused_inception.factorized_conv2d.default" in names
+    for batch in (3, 5, 7):
+        assert_close(compiled(images(batch=batch)), model(images(batch=batch)))
+    assert counter.frame_count == 2
+
+
+@torch.no_grad()
+def test_compiled_code_sees_a_refresh_and_a_load(fresh_compiler):
+    model = network()
+    fused = fuse(model)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(fused, backend=counter, fullgraph=True)
+    x = images()
+    compiled(x)
+    for mode in (model, fused):
+        mode.first.branch1x1.conv.weight.mul_(2)
+    refresh(fused)
+    assert_close(compiled(x), model(x))
+    for mode in (model, fused):
+        mode.load_state_dict(network(seed=4).state_dict())
+    assert_close(compiled(x), model(x))
+    for mode in (model, fused):
+        mode.first.branch1x1.conv.weight.mul_(2)
+        mode.eval()
+    assert_close(compiled(x), model(x))
+    assert counter.frame_count == 1
+
+
+def test_compiled_training_and_gradients_are_the_original_ones(fresh_compiler):
+    model = block()
+    fused = fuse(model)
+    compiled = torch.compile(fused, backend="aot_eager", fullgraph=True)
+    x = images()
+    for mode in (False, True):
+        for each in (model, fused):
+            each.train(mode)
+            each.zero_grad()
+        got, want = compiled(x), model(x)
+        assert_close(got, want)
+        got.sum().backward()
+        want.sum().backward()
+        for ours, theirs in zip(fused.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3)
+    model.eval()
+    fused.eval()
+    with torch.no_grad():
+        assert_close(compiled(x), model(x))
+
+
+@torch.no_grad()
+def test_a_copy_compiles_before_its_first_forward(fresh_compiler):
+    model = network()
+    compiled = torch.compile(copy.deepcopy(fuse(model)), backend="eager", fullgraph=True)
+    assert_close(compiled(images()), model(images()))
+
+
+@torch.no_grad()
+def test_compiling_respects_an_inner_module_in_training_mode(fresh_compiler):
+    model = network()
+    fused = fuse(model)
+    for mode in (model, fused):
+        mode.first.branch1x1.bn.train()
+    assert_close(torch.compile(fused, backend="eager")(images()), model(images()))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@torch.no_grad()
+def test_exports_the_fused_forward(strict, fresh_compiler):
+    model = network()
+    fused = fuse(model)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(fused, (images(),), dynamic_shapes=({0: batch},), strict=strict)
+    names = [str(node.target) for node in program.graph.nodes]
+    assert names.count("fused_inception.factorized_conv2d.default") == 6
+    for size in (2, 5):
+        assert_close(program.module()(images(batch=size)), model(images(batch=size)))
+    # Exporting leaves the model as it was.
+    assert_close(fused(images()), model(images()))
+
+
+@torch.no_grad()
+def test_tracers_get_the_original_forward(fused_calls):
+    model = network()
+    fused = fuse(model)
+    x = images()
+    traced = torch.fx.symbolic_trace(fused)
+    assert torch.equal(traced(x), model(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.trace(fused, (x,), check_trace=False)
+    assert torch.equal(scripted(x), model(x))
+    assert fused_calls.took() == 0
+
+
+# PyTorch's own forward-mode rules are TorchScript.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@torch.no_grad()
+def test_function_transforms_get_the_original_forward(fused_calls):
+    model = network()
+    fused = fuse(model)
+    x = images()
+    assert_close(torch.vmap(fused)(x[:, None])[:, 0], model(x))
+    got, want = (torch.func.jvp(m, (x,), (x,)) for m in (fused, model))
+    assert torch.equal(got[1], want[1])
+    with forward_ad.dual_level():
+        got, want = (
+            forward_ad.unpack_dual(m(forward_ad.make_dual(x, x))).tangent for m in (fused, model)
+        )
+    assert torch.equal(got, want)
+    with torch.enable_grad():
+        got, want = (torch.func.grad(lambda x, m=m: m(x).sum())(x) for m in (fused, model))
+    assert torch.equal(got, want)
+    assert fused_calls.took() == 0
+
+
+@torch.no_grad()
+def test_functional_call_uses_the_given_parameters(fused_calls):
+    model = network()
+    fused = fuse(model)
+    x = images()
+    want = model(x)
+    given = {name: p.detach() * 1.1 for name, p in model.named_parameters()}
+    assert_close(
+        torch.func.functional_call(fused, given, (x,)),
+        torch.func.functional_call(model, given, (x,)),
+    )
+    assert_close(fused(x), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@torch.no_grad()
+def test_autocast_gives_its_dtype(dtype, fused_calls):
+    model = network()
+    fused = fuse(model)
+    x = images()
+    oracle = copy.deepcopy(model).double()(x.double())
+    with torch.autocast("cpu", dtype):
+        got, want = fused(x), model(x)
+    assert fused_calls.took() == 2
+    assert got.dtype == want.dtype == dtype
+    error = (got.double() - oracle).abs().max()
+    unfused_error = (want.double() - oracle).abs().max()
+    assert error <= 2 * (unfused_error + torch.finfo(dtype).eps * oracle.abs().max())
+
+
+@torch.no_grad()
+def test_a_model_on_meta_is_fused_before_its_weights_arrive(fused_calls):
+    with torch.device("meta"):
+        empty = network()
+    fused = fuse(empty, strict=True)
+    assert fused(images().to("meta")).shape == (2, 768, 9, 7)
+    model = network()
+    fused.to_empty(device="cpu").load_state_dict(model.state_dict())
+    fused_calls.took()
+    assert_close(fused(images()), model(images()))
+    assert fused_calls.took() == 2
+
+
+@torch.no_grad()
+def test_a_data_parallel_replica_runs_on_its_own_children(fused_calls):
+    # What torch.nn.parallel.replicate does, without the copies to other devices.
+    fused = fuse(block())
+    want = fused._original.forward(images())
+    before = dict(vars(fused._original))
+    replica = fused._replicate_for_data_parallel()
+    for name, child in fused.named_children():
+        setattr(replica, name, copy.deepcopy(child))
+    replica.branch1x1.conv.weight.zero_()
+    fused_calls.took()
+    got = replica(images())
+    assert fused_calls.took() == 0
+    assert torch.equal(got[:, 192:], want[:, 192:])
+    assert not torch.equal(got[:, :192], want[:, :192])
+    assert dict(vars(fused._original)) == before
+    assert_close(fused(images()), want)
+
+
+@pytest.fixture
+def one_process_group():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_distributed_data_parallel_wraps_a_fused_model(one_process_group, fused_calls):
+    model = network()
+    wrapped = nn.parallel.DistributedDataParallel(fuse(model))
+    x = images()
+    with torch.no_grad():
+        assert_close(wrapped(x), model(x))
+        assert_close(wrapped(x), model(x))
+    assert fused_calls.took() == 4
+    assert [name for name, _ in report(wrapped).replaced] == ["module.first", "module.second"]
+    wrapped.train()
+    model.train()
+    wrapped(x).sum().backward()
+    model(x).sum().backward()
+    for ours, theirs in zip(wrapped.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("place", ["model", "block"])
+@torch.no_grad()
+def test_fully_sharded_weights_are_left_to_the_original(place, one_process_group, fused_calls):
+    # FSDP gathers into the same tensors without counting: a folded copy would never be rebuilt.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (1,))
+    model = network()
+    fused = fuse(model)
+    fully_shard(fused if place == "model" else fused.first, mesh=mesh)
+    x = images()
+    fused_calls.took()
+    assert_close(fused(x), model(x))
+    for mode in (model, fused):
+        for parameter in mode.first.parameters():
+            local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+            local.mul_(0.5)
+    assert_close(fused(x), model(x))
+    assert fused_calls.took() == (0 if place == "model" else 2)
+    assert "managed by FSDP" in report(fused).skipped[0][1]
+    later = fully_shard(network(), mesh=mesh)
+    assert not report(fuse(later, inplace=True)).replaced
+
+
+# Whole networks
+
+
+def calibrated(model):
+    """Statistics from one training-mode forward, as a trained network's fit its activations."""
+    torch.manual_seed(0)
+    randomize(model)
+    bns = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for bn in bns:
+        bn.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.randn(4, 3, 299, 299))
+    for bn in bns:
+        bn.momentum = 0.1
+    return model.eval()
+
+
+MIXED_17 = ["Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"]
+
+
+@pytest.fixture(scope="module", params=["reference", "torchvision"])
+def whole_network(request):
+    if request.param == "reference":
+        model = inception_v3(init_weights=False)
+    else:
+        try:
+            torchvision = import_torchvision()
+        except ImportError as error:
+            pytest.skip(str(error))
+        model = torchvision.models.inception_v3(weights=None, init_weights=False)
+    return calibrated(model)
+
+
+@torch.no_grad()
+def test_whole_network(whole_network, fused_calls):
+    fused = fuse(whole_network, strict=True)
+    assert report(fused) == FusionReport([(name, "inception_c") for name in MIXED_17], [])
+    assert list(fused.state_dict()) == list(whole_network.state_dict())
+    torch.manual_seed(1)
+    x = torch.randn(2, 3, 299, 299)
+    got, want = fused(x), whole_network(x)
+    assert fused_calls.took() == 4
+    assert (got - want).norm() <= 2e-5 * want.norm()
+    assert_close(got, want, 2e-5)
+    assert torch.equal(got.topk(5).indices, want.topk(5).indices)
+
+
+@torch.no_grad()
+def test_whole_network_in_training_mode_has_its_auxiliary_head(whole_network, fused_calls):
+    fused = fuse(whole_network).train()
+    outputs = fused(torch.randn(2, 3, 299, 299))
+    assert outputs.aux_logits.shape == (2, 1000)
+    assert fused_calls.took() == 0
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_gpu_moving_folds_anew_and_agrees():
+    model = network()
+    fused = fuse(model).cuda()
+    assert fused.first.get_buffer("folded_direct_weight").is_cuda
+    oracle = copy.deepcopy(model).double()(images().double())
+    got = fused(images().cuda())
+    want = copy.deepcopy(model).cuda()(images().cuda())
+    error = (got.cpu().double() - oracle).abs().max()
+    unfused_error = (want.cpu().double() - oracle).abs().max()
+    eps = torch.finfo(torch.float32).eps
+    assert error <= 2 * (unfused_error + eps * oracle.abs().max())
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_gpu_a_captured_graph_sees_new_inputs_and_a_refresh():
+    fused = fuse(network().cuda())
+    x = images().cuda()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            fused(x)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = fused(x)
+    x.copy_(images(seed=5))
+    graph.replay()
+    assert torch.equal(out, fused(x))
+    fused.first.branch1x1.conv.weight.mul_(2)
+    refresh(fused)
+    graph.replay()
+    assert torch.equal(out, fused(x))
