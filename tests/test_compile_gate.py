@@ -7,8 +7,7 @@ import importlib
 import pkgutil
 
 import pytest
-
-triton = pytest.importorskip("triton", minversion="3.6")
+import triton
 
 import fused_inception.ops
 from fused_inception.ops.common import triton_runtime
@@ -110,3 +109,11 @@ def test_the_default_table_fits_the_smallest_shared_memory():
 def test_a_tile_is_chosen_for_the_least_padding(channels: int, block: int):
     tiles = load_table("sm_90").tiles["bfloat16"]
     assert choose_tile(tiles, channels, channels, channels, 7, 7).block_k == block
+
+
+@pytest.mark.parametrize("name", compile_gate.CLASSES)
+def test_some_tile_takes_any_channels(name: str):
+    for tiles in load_table(name).tiles.values():
+        assert not choose_tile(tiles, 3, 5, 7, 3, 3).whole
+        assert not choose_tile(tiles, 64, 64, 20, 3, 3).whole
+        assert not choose_tile(tiles, 64, 72, 64, 3, 3).whole

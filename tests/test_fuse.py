@@ -269,7 +269,8 @@ def test_a_filter_excludes_by_name_and_module(fused_calls):
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert report(other) == report(model)
     assert len(report(fuse(model)).replaced) == 2
-    assert not report(fuse(fuse(model))).skipped
+    model.second.branch1x1.conv.groups = 2
+    assert report(fuse(model)).skipped == [("second", "branch1x1.conv: groups 2, takes 1")]
 
 
 def test_strict_lists_what_was_not_understood_and_changes_nothing():
@@ -1254,6 +1255,23 @@ def test_a_block_that_became_something_else_runs_its_original_forward(change, fu
     assert reason.startswith("runs its original forward: branch")
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int32], ids=str)
+@torch.no_grad()
+def test_weights_of_another_kind_behind_the_same_parameter_are_looked_at_again(dtype):
+    model = block()
+    fused = fuse(model)
+    for mode in (model, fused):
+        weight = mode.branch7x7_2.conv.weight
+        # int32 is a view: the memory stays.
+        weight.requires_grad_(False)
+        weight.data = weight.data.view(dtype) if dtype == torch.int32 else weight.data.to(dtype)
+    with pytest.raises(RuntimeError) as theirs:
+        model(images())
+    with pytest.raises(RuntimeError) as ours:
+        fused(images())
+    assert str(ours.value) == str(theirs.value)
+
+
 @torch.no_grad()
 def test_a_parametrization_that_is_removed_leaves_the_block_fused(fused_calls):
     fused = fuse(block())
@@ -1321,20 +1339,26 @@ def test_folded_weights_are_no_part_of_the_state():
             assert buffer.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("counted", [True, False])
 @torch.no_grad()
-def test_a_failed_rebuild_is_done_again(monkeypatch):
+def test_a_failed_rebuild_is_done_again(counted, monkeypatch):
     model = block()
     fused = fuse(model)
     for mode in (model, fused):
-        mode.branch1x1.conv.weight.mul_(2)
+        for parameter in mode.parameters():
+            (parameter if counted else parameter.data).mul_(1.1)
+    done = []
 
     def fail(*args):
-        raise torch.OutOfMemoryError("no memory")
+        if len(done) == 3:
+            raise torch.OutOfMemoryError("no memory")
+        done.append(1)
+        return fold_batch_norm(*args)
 
     with monkeypatch.context() as patch:
         patch.setitem(FusedBlock._fold.__globals__, "fold_batch_norm", fail)
         with pytest.raises(torch.OutOfMemoryError):
-            fused(images())
+            refresh(fused)
     assert_close(fused(images()), model(images()))
 
 

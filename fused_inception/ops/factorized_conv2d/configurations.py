@@ -29,15 +29,29 @@ DEVICE_CLASSES = {
 DEFAULT_CLASS = "sm_86"
 
 
+# 32-bit registers of a multiprocessor, on every device that the project takes.
+REGISTERS = 65536
+
+
 @dataclass(frozen=True)
 class Tile:
-    """One configuration: rows, filters and K of a tile, and how Triton compiles it."""
+    """One configuration: rows, filters and K of a tile, and how Triton compiles it.
+
+    A `whole` tile takes only channels in whole K blocks and filters in multiples of 16: with the
+    masks that others need it would spill registers.
+    """
 
     block_p: int
     block_f: int
     block_k: int
     num_warps: int
     num_stages: int
+    whole: bool = False
+
+    @property
+    def max_registers(self) -> int:
+        """Registers a thread may use; ptxas left to itself aims lower, and spills."""
+        return min(255, REGISTERS // (32 * self.num_warps))
 
 
 @dataclass(frozen=True)
@@ -91,11 +105,18 @@ def padded(size: int, block: int) -> int:
 def choose_tile(
     tiles: tuple[Tile, ...], c_in: int, c_mid: int, c_out: int, taps1: int, taps2: int
 ) -> Tile:
-    """The tile that multiplies the least padding; on a tie the first of the table."""
+    """Of the tiles that take the problem, the one that multiplies the least padding.
+
+    On a tie the first of the table.
+    """
 
     def multiplications(tile: Tile) -> int:
         first = padded(c_mid, tile.block_f) * taps1 * padded(c_in, tile.block_k)
         second = padded(c_out, tile.block_f) * taps2 * padded(c_mid, tile.block_k)
         return first + second
 
-    return min(tiles, key=multiplications)
+    def takes(tile: Tile) -> bool:
+        ragged = c_in % tile.block_k or c_mid % tile.block_k or c_mid % 16 or c_out % 16
+        return not (tile.whole and ragged)
+
+    return min(filter(takes, tiles), key=multiplications)

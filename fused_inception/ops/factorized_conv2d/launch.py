@@ -159,6 +159,7 @@ class Call:
             "UPCAST": INTERPRETING and self.precision == "bfloat16",
             "num_warps": self.tile.num_warps,
             "num_stages": self.tile.num_stages,
+            "maxnreg": self.tile.max_registers,
         }
 
 

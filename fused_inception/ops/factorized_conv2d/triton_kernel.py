@@ -26,9 +26,9 @@ channel) × filters matrix. `_shifted_product` is that product. Its sum always r
 Bytes moved from and to memory: the input, both weights and the output once; what the taps read
 again comes from L2.
 
-Limits: channels_last operands; a weight is `[filter][tap][channel]`. Channels come in multiples of 16
-(the launcher pads others with zeros), so that every load moves 16 bytes: with narrower
-loads the same tiles spill 0.4 to 2.8 KB a thread. Offsets are int64 before they
+Limits: channels_last operands; a weight is `[filter][tap][channel]`. Channels come in multiples of
+16 (the launcher pads others with zeros), so that every load moves 16 bytes: with narrower loads the
+same tiles spill 0.4 to 2.8 KB a thread. Offsets are int64 before they
 are multiplied; one launch covers fewer than 2^31 rows, and the launcher splits a larger batch.
 Nothing that orders a sum depends on the batch.
 
