@@ -267,14 +267,15 @@ class FusedBlock(nn.Module):
             self._snapshot = None
             # Before folding: a write in between shows as a change in the next forward.
             snapshot = _Snapshot(self._original)
-            self._reason = None
+            reason = None
             try:
                 if not recognized:
                     self._match = recognize(self._original)
             except NotRecognizedError as error:
-                self._reason = str(error)
+                reason = str(error)
             else:
                 self._fold()
+            self._reason = reason
             self._snapshot = snapshot
         return snapshot
 

@@ -21,7 +21,6 @@ from fused_inception.folding import (
     conv2d_padding,
     fold_batch_norm,
 )
-from fused_inception.ops import conv2d_act, factorized_conv2d, grid_reduction, split_conv2d
 from fused_inception.ops.common.checks import (
     ACTIVATIONS,
     BACKENDS,
@@ -30,6 +29,10 @@ from fused_inception.ops.common.checks import (
     check_taps,
     pair,
 )
+from fused_inception.ops.conv2d_act.op import conv2d_act
+from fused_inception.ops.factorized_conv2d.op import factorized_conv2d
+from fused_inception.ops.grid_reduction.op import grid_reduction
+from fused_inception.ops.split_conv2d.op import split_conv2d
 
 __all__ = ["Conv2dAct", "FactorizedConv2d", "GridReduction", "SplitConv2d"]
 

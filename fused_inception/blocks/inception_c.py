@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_inception.ops import conv2d_act, factorized_conv2d
+from fused_inception.ops.conv2d_act.op import conv2d_act
+from fused_inception.ops.factorized_conv2d.op import factorized_conv2d
 
 
 class ConvWeights(NamedTuple):

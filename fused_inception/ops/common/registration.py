@@ -23,7 +23,7 @@ def register(
     implementation: Callable[..., torch.Tensor],
     fake: Callable[..., torch.Tensor],
 ) -> Callable[..., torch.Tensor]:
-    """Define `fused_inception::name` with one implementation for CPU and CUDA.
+    """Define `fused_inception::name` with one implementation for every device.
 
     The tag `needs_exact_strides` keeps compilers from changing the strides of an input between
     tracing and running.
@@ -35,8 +35,7 @@ def register(
         name + schema, tags=(torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag)
     )
     guarded = _without_autocast(implementation)
-    for key in ("CPU", "CUDA"):
-        _library.impl(name, guarded, key)
+    _library.impl(name, guarded, "CompositeExplicitAutograd")  # every device
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     overload: Callable[..., torch.Tensor] = getattr(getattr(torch.ops, NAMESPACE), name).default
     return overload
@@ -48,12 +47,17 @@ def _without_autocast(implementation: Callable[..., torch.Tensor]) -> Callable[.
     @functools.wraps(implementation)
     def call(input: torch.Tensor, *args: object) -> torch.Tensor:
         device_type = input.device.type
-        if torch.is_autocast_enabled(device_type):
+        if autocast_enabled(device_type):
             with torch.autocast(device_type, enabled=False):
                 return implementation(input, *args)
         return implementation(input, *args)
 
     return call
+
+
+def autocast_enabled(device_type: str) -> bool:
+    """Whether autocast is on for a kind of device; PyTorch refuses the question for meta."""
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
 
 
 def autocast(input: torch.Tensor, *others: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
@@ -63,7 +67,7 @@ def autocast(input: torch.Tensor, *others: torch.Tensor | None) -> tuple[torch.T
     """
     tensors = (input, *others)
     device_type = input.device.type
-    if not torch.is_autocast_enabled(device_type):
+    if not autocast_enabled(device_type):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(
