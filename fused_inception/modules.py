@@ -21,22 +21,13 @@ from fused_inception.folding import (
     conv2d_padding,
     fold_batch_norm,
 )
-from fused_inception.ops.common.checks import (
-    ACTIVATIONS,
-    BACKENDS,
-    POOLS,
-    check_option,
-    check_taps,
-    pair,
-)
+from fused_inception.ops.common.checks import check_options, check_taps, pair
 from fused_inception.ops.conv2d_act.op import conv2d_act
 from fused_inception.ops.factorized_conv2d.op import factorized_conv2d
 from fused_inception.ops.grid_reduction.op import grid_reduction
 from fused_inception.ops.split_conv2d.op import split_conv2d
 
 __all__ = ["Conv2dAct", "FactorizedConv2d", "GridReduction", "SplitConv2d"]
-
-ORDERS = ("row_first", "column_first")
 
 
 class _ConvModule(nn.Module):
@@ -144,8 +135,7 @@ class Conv2dAct(_ConvModule):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        check_option(name, "activation", activation, ACTIVATIONS)
-        check_option(name, "backend", backend, BACKENDS)
+        check_options(name, activation=activation, backend=backend)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = pair(name, "kernel_size", kernel_size, 1)
@@ -266,10 +256,9 @@ class FactorizedConv2d(_ConvModule):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        check_option(name, "order", order, ORDERS)
-        check_option(name, "mid_activation", mid_activation, ACTIVATIONS)
-        check_option(name, "activation", activation, ACTIVATIONS)
-        check_option(name, "backend", backend, BACKENDS)
+        check_options(
+            name, order=order, mid_activation=mid_activation, activation=activation, backend=backend
+        )
         self.in_channels = in_channels
         self.mid_channels = mid_channels
         self.out_channels = out_channels
@@ -422,8 +411,7 @@ class SplitConv2d(_ConvModule):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        check_option(name, "activation", activation, ACTIVATIONS)
-        check_option(name, "backend", backend, BACKENDS)
+        check_options(name, activation=activation, backend=backend)
         self.in_channels = in_channels
         self.row_channels = row_channels
         self.col_channels = col_channels
@@ -550,9 +538,7 @@ class GridReduction(_ConvModule):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        check_option(name, "pool", pool, POOLS)
-        check_option(name, "activation", activation, ACTIVATIONS)
-        check_option(name, "backend", backend, BACKENDS)
+        check_options(name, pool=pool, activation=activation, backend=backend)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = _odd_pair(name, kernel_size)

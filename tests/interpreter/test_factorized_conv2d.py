@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 import fused_inception
 from fused_inception import testing
+from fused_inception.ops.common import triton_runtime
 from fused_inception.ops.factorized_conv2d import launch
 from fused_inception.ops.factorized_conv2d.configurations import Table, Tile, load_table
 from fused_inception.ops.factorized_conv2d.op import _check
@@ -281,6 +282,24 @@ def test_the_persistent_grid_reuses_its_scratch(monkeypatch: pytest.MonkeyPatch)
 
 def small_table(**changes: object) -> Table:
     return dataclasses.replace(load_table("sm_86"), **changes)
+
+
+def test_every_program_has_a_scratch_band_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    """The interpreter runs programs one after another and would not notice that they share one."""
+    choose_form(monkeypatch, "bands")
+    made = []
+
+    def new_empty(tensor: torch.Tensor, size: int) -> torch.Tensor:
+        made.append(torch.full((size,), float("nan"), dtype=tensor.dtype))
+        return made[-1]
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
+    shape = dataclasses.replace(SMALL, batch=64)
+    run(testing.random_pair(shape, torch.float16))
+    (scratch,) = made
+    programs = triton_runtime.multiprocessors(torch.device("cpu"))
+    written = scratch.view(programs, -1).isfinite().any(1)
+    assert written.all()
 
 
 def test_a_large_batch_is_split_into_launches(monkeypatch: pytest.MonkeyPatch, form: str):

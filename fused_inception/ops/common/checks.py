@@ -11,9 +11,13 @@ from collections.abc import Sequence
 
 import torch
 
-ACTIVATIONS = ("relu", "none")
-POOLS = ("max", "avg")
-BACKENDS = ("auto", "aten", "triton", "cuda")
+OPTIONS = {
+    "activation": ("relu", "none"),
+    "mid_activation": ("relu", "none"),
+    "pool": ("max", "avg"),
+    "order": ("row_first", "column_first"),
+    "backend": ("auto", "aten", "triton", "cuda"),
+}
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 MAX_TAPS = 31
 
@@ -27,11 +31,12 @@ def check_tensors(op: str, **tensors: object) -> None:
             raise TypeError(f"{op}: {name} must be {takes}, got {type(value).__name__}")
 
 
-def check_option(op: str, name: str, value: object, takes: Sequence[str]) -> None:
-    """Refuse an option that is not one of the strings `takes`."""
-    if value not in takes:
-        choices = ", ".join(repr(choice) for choice in takes)
-        raise ValueError(f"{op}: {name} must be one of {choices}, got {value!r}")
+def check_options(op: str, **options: object) -> None:
+    """Refuse an option that is not one of its strings."""
+    for name, value in options.items():
+        if value not in OPTIONS[name]:
+            choices = ", ".join(map(repr, OPTIONS[name]))
+            raise ValueError(f"{op}: {name} must be one of {choices}, got {value!r}")
 
 
 def check_input(op: str, input: torch.Tensor) -> None:

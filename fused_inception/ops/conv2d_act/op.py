@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 
 from fused_inception.ops.common import checks
+from fused_inception.ops.common.autocast import autocast, without_autocast
 from fused_inception.ops.common.autograd import activation_backward, conv_backward, wants_grad
 from fused_inception.ops.common.dispatch import select
 from fused_inception.ops.common.geometry import conv_output_size, empty_channels_last
-from fused_inception.ops.common.registration import autocast, register
+from fused_inception.ops.common.registration import register
 
 from .launch import BACKENDS, NAME
 
@@ -42,8 +43,7 @@ def _check(
     activation: str,
     backend: str,
 ) -> Problem:
-    checks.check_option(NAME, "activation", activation, checks.ACTIVATIONS)
-    checks.check_option(NAME, "backend", backend, checks.BACKENDS)
+    checks.check_options(NAME, activation=activation, backend=backend)
     checks.check_input(NAME, input)
     checks.check_same_kind(NAME, input, weight=weight, bias=bias)
     n, c_in, height, width = input.shape
@@ -97,6 +97,7 @@ class _Conv2dAct(torch.autograd.Function):
         ctx.save_for_backward(input, weight, output)
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         input, weight, output = ctx.saved_tensors
         grads = conv_backward(
@@ -154,6 +155,7 @@ def conv2d_act(
         is not batch-invariant. Differentiable, twice.
     """
     checks.check_tensors(NAME, input=input, weight=weight, bias=bias)
+    checks.check_options(NAME, activation=activation, backend=backend)
     tensors = autocast(input, weight, bias)
     strides = checks.pair(NAME, "stride", stride, 1)
     paddings = checks.pair(NAME, "padding", padding, 0)

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import torch
 
 from fused_inception.ops.common import checks
+from fused_inception.ops.common.autocast import autocast, without_autocast
 from fused_inception.ops.common.autograd import activation_backward, conv_backward, wants_grad
 from fused_inception.ops.common.dispatch import select
 from fused_inception.ops.common.geometry import empty_channels_last
-from fused_inception.ops.common.registration import autocast, register
+from fused_inception.ops.common.registration import register
 
 from . import aten
 from .launch import BACKENDS, NAME
@@ -55,9 +56,9 @@ def _check(
     activation: str,
     backend: str,
 ) -> Problem:
-    checks.check_option(NAME, "mid_activation", mid_activation, checks.ACTIVATIONS)
-    checks.check_option(NAME, "activation", activation, checks.ACTIVATIONS)
-    checks.check_option(NAME, "backend", backend, checks.BACKENDS)
+    checks.check_options(
+        NAME, mid_activation=mid_activation, activation=activation, backend=backend
+    )
     checks.check_input(NAME, input)
     checks.check_same_kind(NAME, input, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2)
     n, c_in, height, width = input.shape
@@ -117,6 +118,7 @@ class _FactorizedConv2d(torch.autograd.Function):
         ctx.has_bias2 = bias2 is not None
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         input, weight1, bias1, weight2, output = ctx.saved_tensors
         wants = ctx.needs_input_grad
@@ -198,6 +200,9 @@ def factorized_conv2d(
     """
     checks.check_tensors(
         NAME, input=input, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2
+    )
+    checks.check_options(
+        NAME, mid_activation=mid_activation, activation=activation, backend=backend
     )
     tensors = autocast(input, weight1, bias1, weight2, bias2)
     call = _FactorizedConv2d.apply if wants_grad(*tensors) else _operator

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import torch
 
 from fused_inception.ops.common import checks
+from fused_inception.ops.common.autocast import autocast, without_autocast
 from fused_inception.ops.common.autograd import activation_backward, conv_backward, wants_grad
 from fused_inception.ops.common.dispatch import select
 from fused_inception.ops.common.geometry import conv_output_size, empty_channels_last
-from fused_inception.ops.common.registration import autocast, register
+from fused_inception.ops.common.registration import register
 
 from . import aten
 from .launch import BACKENDS, NAME
@@ -40,9 +41,7 @@ def _check(
     activation: str,
     backend: str,
 ) -> Problem:
-    checks.check_option(NAME, "pool", pool, checks.POOLS)
-    checks.check_option(NAME, "activation", activation, checks.ACTIVATIONS)
-    checks.check_option(NAME, "backend", backend, checks.BACKENDS)
+    checks.check_options(NAME, pool=pool, activation=activation, backend=backend)
     checks.check_input(NAME, input)
     checks.check_same_kind(NAME, input, weight=weight, bias=bias)
     n, c_in, height, width = input.shape
@@ -94,6 +93,7 @@ class _GridReduction(torch.autograd.Function):
         ctx.save_for_backward(input, weight, output)
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         input, weight, output = ctx.saved_tensors
         wants = ctx.needs_input_grad
@@ -159,6 +159,7 @@ def grid_reduction(
         5, figure 10.
     """
     checks.check_tensors(NAME, input=input, weight=weight, bias=bias)
+    checks.check_options(NAME, pool=pool, activation=activation, backend=backend)
     tensors = autocast(input, weight, bias)
     call = _GridReduction.apply if wants_grad(*tensors) else _operator
     return call(*tensors, pool, activation, backend)

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import torch
 
 from fused_inception.ops.common import checks
+from fused_inception.ops.common.autocast import autocast, without_autocast
 from fused_inception.ops.common.autograd import activation_backward, conv_backward, wants_grad
 from fused_inception.ops.common.dispatch import select
 from fused_inception.ops.common.geometry import empty_channels_last
-from fused_inception.ops.common.registration import autocast, register
+from fused_inception.ops.common.registration import register
 
 from .launch import BACKENDS, NAME
 
@@ -39,8 +40,7 @@ def _check(
     activation: str,
     backend: str,
 ) -> Problem:
-    checks.check_option(NAME, "activation", activation, checks.ACTIVATIONS)
-    checks.check_option(NAME, "backend", backend, checks.BACKENDS)
+    checks.check_options(NAME, activation=activation, backend=backend)
     checks.check_input(NAME, input)
     checks.check_same_kind(
         NAME,
@@ -102,6 +102,7 @@ class _SplitConv2d(torch.autograd.Function):
         ctx.save_for_backward(input, weight_row, weight_col, output)
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         input, weight_row, weight_col, output = ctx.saved_tensors
         wants = ctx.needs_input_grad
@@ -178,6 +179,7 @@ def split_conv2d(
         weight_col=weight_col,
         bias_col=bias_col,
     )
+    checks.check_options(NAME, activation=activation, backend=backend)
     tensors = autocast(input, weight_row, bias_row, weight_col, bias_col)
     call = _SplitConv2d.apply if wants_grad(*tensors) else _operator
     return call(*tensors, activation, backend)
