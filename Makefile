@@ -1,6 +1,7 @@
 # The front door. Every target does the set-up it needs: python3 (3.10 or later) and make are enough.
 #   HOST_PYTHON  the interpreter that .venv is made with
 #   PYTHON       `make gpu` only: an interpreter that has torch, triton and pytest already
+#   PIECE        `make gpu` only: pair, ops or network instead of all
 #   WORKERS      test processes at a time
 
 HOST_PYTHON ?= python3
@@ -61,6 +62,13 @@ format: $(STAMP) ## rewrite the sources in the project's format
 gate: $(STAMP) ## compile every Triton kernel offline for every architecture and print what came out
 	$(VENV_PYTHON) -m tests.compile_gate
 
+# PIECE=pair, ops or network runs a part of it, where a machine is lent for minutes only.
+PIECE ?= all
+GPU_TESTS_all := tests --ignore tests/interpreter
+GPU_TESTS_pair := tests/test_factorized_conv2d_gpu.py
+GPU_TESTS_ops := $(addprefix tests/test_,factorized_conv2d.py split_conv2d.py grid_reduction.py \
+	conv2d_act.py registration.py precision.py)
+GPU_TESTS_network := $(addprefix tests/test_,modules.py fuse.py models.py cli.py)
 # An interpreter given by PYTHON is used as it is: nothing is installed and .venv is not made.
 ifdef PYTHON
 gpu: GPU_PYTHON := $(PYTHON)
@@ -70,7 +78,7 @@ gpu: $(STAMP)
 endif
 gpu: ## the tests that need a CUDA device; PYTHON=... uses an interpreter that has torch and triton
 	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" env -u TRITON_INTERPRET \
-		$(GPU_PYTHON) -m pytest tests --ignore tests/interpreter -m gpu
+		$(GPU_PYTHON) -m pytest $(GPU_TESTS_$(PIECE)) -m gpu
 
 clean: ## remove .venv, caches and everything built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -116,6 +116,23 @@ def test_one_output_column(device, dtype, width, padding):
         torch.testing.assert_close(grad, expected_grad.to(dtype))
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradients_at_one_output_column(device):
+    """The weight gradient is wrong there too, if the gradient from above is not uniform."""
+    shape = ConvShape(2, 35, 1, 16, 48, (3, 3), (2, 2), (1, 1))
+    for seed in range(4):
+        inputs = integer_conv(shape, torch.bfloat16, device, seed=seed)
+        inputs = recording(inputs._replace(input=inputs.input.sign()))
+        exact = recording(ConvInputs(*(t.double() for t in inputs)))
+        result = conv2d_act(*inputs, **geometry(shape), activation="none")
+        expected = unfused_conv(exact, **geometry(shape), activation="none")
+        above = random_tensor(tuple(result.shape), torch.float64, device, 1.0, seed).sign()
+        grads = torch.autograd.grad(result, inputs, above.bfloat16())
+        expected_grads = torch.autograd.grad(expected, exact, above)
+        for grad, expected_grad in zip(grads, expected_grads, strict=True):
+            assert torch.equal(grad.double(), expected_grad)
+
+
 def test_whole_numbers_are_exact_for_any_shape():
     hypothesis = pytest.importorskip("hypothesis")
     st = pytest.importorskip("hypothesis.strategies")

@@ -45,7 +45,8 @@ def without_autocast(function: Callable[..., Result]) -> Callable[..., Result]:
 
     @functools.wraps(function)
     def call(*args: Any) -> Result:
-        tensor = next(arg for arg in args if isinstance(arg, torch.Tensor))
+        first = args[0]  # or a gradient's context, before the gradient
+        tensor: torch.Tensor = first if isinstance(first, torch.Tensor) else args[1]
         device_type = tensor.device.type
         if autocast_enabled(device_type):
             with torch.autocast(device_type, enabled=False):

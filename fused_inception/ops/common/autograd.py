@@ -11,6 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
+
+from .geometry import conv_output_size
+from .onednn import strides_to_one_column
 
 Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
@@ -38,6 +42,9 @@ def conv_backward(
     """Gradients for (input, weight, bias), each None where `mask` does not ask for it."""
     if not any(mask):
         return None, None, None
+    if strides_to_one_column(input, weight, stride, padding):
+        columns = conv_output_size(input.shape[3], weight.shape[3], 1, padding[1])
+        grad, stride = F.pad(grad, (0, columns - 1)), (stride[0], 1)
     grads: Gradients = torch.ops.aten.convolution_backward(
         grad,
         input,

@@ -19,10 +19,10 @@ def empty_channels_last(shape: tuple[int, int, int, int], like: torch.Tensor) ->
 
 def with_channels_last_strides(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` where its strides are exactly channels_last's, a channels_last copy otherwise."""
-    out = empty_channels_last((*tensor.shape,), tensor)
-    if tensor.stride() == out.stride():
+    n, c, h, w = tensor.shape
+    if n and tensor.stride() == (h * w * c, 1, w * c, c):
         return tensor
-    return out.copy_(tensor)
+    return empty_channels_last((n, c, h, w), tensor).copy_(tensor)
 
 
 def dense_channels_last(tensor: torch.Tensor, alignment: int, channels: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from fused_inception.ops.common.geometry import conv_output_size
+from fused_inception.ops.common.onednn import strides_to_one_column
 
 
 def conv2d_act(
@@ -20,14 +20,7 @@ def conv2d_act(
 ) -> torch.Tensor:
     """act(conv(input, weight) + bias), computed in channels_last."""
     rows, columns = stride
-    # oneDNN's bfloat16 convolution returns garbage where it strides to a single output column
-    # (pytorch#169688). With one column the step between columns means nothing, so take steps of 1.
-    one_column = (
-        columns > 1
-        and input.device.type == "cpu"
-        and input.dtype == torch.bfloat16
-        and conv_output_size(input.shape[3], weight.shape[3], columns, padding[1]) == 1
-    )
+    one_column = strides_to_one_column(input, weight, stride, padding)
     out = F.conv2d(
         input.contiguous(memory_format=torch.channels_last),
         weight.contiguous(memory_format=torch.channels_last),
