@@ -61,8 +61,9 @@ def one_thread():
 
 
 @pytest.fixture
-def cli(capsys):
+def cli(capsys, monkeypatch):
     """Runs the command line; returns the exit code, standard output and standard error."""
+    monkeypatch.delenv("COLUMNS", raising=False)  # pytest-xdist sets it in its workers
 
     def run(*arguments):
         code = main([str(argument) for argument in arguments])
