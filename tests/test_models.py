@@ -203,8 +203,10 @@ def test_initial_weights_are_those_of_torchvision_from_the_same_seed():
     for name, value in actual.items():
         if name == "AuxLogits.conv1.conv.weight":
             # torchvision sets 0.01 on the unit, where its own initialization does not see it
-            # (pytorch/vision#723), and draws with 0.1 instead.
-            torch.testing.assert_close(value, expected[name] * 0.1)
+            # (pytorch/vision#723), and draws with 0.1 instead. What is cut off at 2 does not scale.
+            inside = expected[name].abs() < 2
+            assert inside.float().mean() > 0.999
+            torch.testing.assert_close(value[inside], expected[name][inside] * 0.1)
         else:
             assert torch.equal(value, expected[name]), name
 
