@@ -179,6 +179,33 @@ def unfused_pair(
     return out
 
 
+def round_to_tf32(tensor: torch.Tensor) -> torch.Tensor:
+    """float32 rounded to the 10 mantissa bits of tf32, to nearest, ties away from zero."""
+    bits = tensor.contiguous().view(torch.int32)
+    return (((bits + 0x1000) >> 13) << 13).view(torch.float32)
+
+
+def precise_pair(inputs: PairInputs) -> torch.Tensor:
+    """The pair that a kernel's error is measured against: PyTorch's, in the precision asked for.
+
+    Where float32 is to run in tf32, PyTorch may still choose a kernel that does not, and on a CPU
+    has none. There the operands of both factors are rounded to tf32, the products formed in
+    float64.
+    """
+    cudnn: Any = torch.backends.cudnn
+    if inputs.input.dtype != torch.float32 or cudnn.conv.fp32_precision != "tf32":
+        return unfused_pair(inputs)
+
+    def factor(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        x, weight = (round_to_tf32(t.cpu()).double() for t in (x, weight))
+        padding = (weight.shape[2] // 2, weight.shape[3] // 2)
+        bias = None if bias is None else bias.double().cpu()
+        return F.relu(F.conv2d(x, weight, bias, padding=padding)).float()
+
+    mid = factor(inputs.input, inputs.weight1, inputs.bias1)
+    return factor(mid, inputs.weight2, inputs.bias2)
+
+
 def to_float64(inputs: tuple[torch.Tensor | None, ...]) -> Any:
     """The same named tuple, promoted to float64 on the CPU."""
     promoted: Any = [None if t is None else t.detach().double().cpu() for t in inputs]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
+import re
 
 import pytest
 import triton
@@ -117,3 +118,16 @@ def test_some_tile_takes_any_channels(name: str):
         assert not choose_tile(tiles, 3, 5, 7, 3, 3).whole
         assert not choose_tile(tiles, 64, 64, 20, 3, 3).whole
         assert not choose_tile(tiles, 64, 72, 64, 3, 3).whole
+
+
+def test_ieee_products_are_summed_tap_by_tap():
+    """Not as one chain of multiply-adds: the sums of the taps stand in the code as additions."""
+    case = next(
+        c
+        for c in CASES
+        if c.kernel == "shifted_conv_kernel" and c.precision == "float32_ieee" and c.even
+    )
+    ptx = compile_gate.compile_case(case).asm["ptx"]
+    values_per_thread = case.tile.block_p * case.tile.block_f // (32 * case.tile.num_warps)
+    additions = len(re.findall(r"\badd(?:\.rn)?(?:\.ftz)?\.f32", ptx))
+    assert additions >= 2 * values_per_thread  # one for the bias, one for the taps

@@ -25,7 +25,7 @@ DEVICE = "cuda"
 # name -> (dtype, float32 precision, factor of the error budget)
 PRECISIONS = {
     "fp32-ieee": (torch.float32, "ieee", 2.0),
-    "fp32-tf32": (torch.float32, "tf32", 4.0),
+    "fp32-tf32": (torch.float32, "tf32", 2.0),
     "fp16": (torch.float16, "ieee", 2.0),
     "bf16": (torch.bfloat16, "ieee", 2.0),
 }
@@ -108,7 +108,7 @@ def test_error_is_at_most_twice_cudnns(shape: PairShape, batch: int, precision):
     inputs = testing.random_pair(dataclasses.replace(shape, batch=batch), dtype, DEVICE)
     oracle = testing.pair_oracle(inputs)
     result = run(inputs)
-    testing.assert_within_budget(result, testing.unfused_pair(inputs), oracle, factor)
+    testing.assert_within_budget(result, testing.precise_pair(inputs), oracle, factor)
     testing.assert_channels_last(result)
 
 
@@ -148,6 +148,17 @@ def test_strides_and_alignment_do_not_change_the_bits(shape: PairShape, layout: 
     before = [t.clone() for t in views]
     assert torch.equal(run(views), expected)
     assert all(torch.equal(a, b) for a, b in zip(views, before, strict=True))
+
+
+def test_the_place_of_a_bias_in_memory_does_not_change_the_bits(precision, form: str):
+    """Aligned first, then one element later, then strided: the kernel is not specialised on it."""
+    dtype, _ = precision
+    inputs = testing.random_pair(dataclasses.replace(PAIR, batch=3), dtype, DEVICE)
+    expected = run(inputs)
+    late = [torch.cat([b[:1], b])[1:] for b in (inputs.bias1, inputs.bias2)]
+    strided = [b.repeat_interleave(2)[::2] for b in (inputs.bias1, inputs.bias2)]
+    for bias1, bias2 in (late, strided):
+        assert torch.equal(run(inputs._replace(bias1=bias1, bias2=bias2)), expected)
 
 
 def test_a_thousand_repeats_give_the_same_bits(precision, form: str):
@@ -228,6 +239,7 @@ def test_the_current_stream_is_used(form: str):
 
 
 def test_two_streams_do_not_share_scratch(form: str):
+    """Weak where one grid fills the device: then the two overlap at their ends only."""
     shape = dataclasses.replace(PAIR, batch=128)
     sets = [testing.random_pair(shape, torch.bfloat16, DEVICE, seed=s) for s in (0, 1)]
     expected = [run(inputs) for inputs in sets]
@@ -277,9 +289,11 @@ def test_gradients_are_those_of_cudnn(precision):
     plain = [t.detach().clone().requires_grad_() for t in fused]
     oracle = [t.detach().double().cpu().requires_grad_() for t in fused]
     seed = torch.randn(2, shape.c_out, 17, 17, generator=torch.Generator().manual_seed(0))
-    run(PairInputs(*fused)).backward(seed.to(DEVICE, dtype))
-    testing.unfused_pair(PairInputs(*plain)).backward(seed.to(DEVICE, dtype))
-    testing.unfused_pair(PairInputs(*oracle)).backward(seed.to(dtype).double())
+    # Without ReLU: one that turns at rounding in one of the three is not an error of the gradient.
+    options = {"mid_activation": "none", "activation": "none"}
+    run(PairInputs(*fused), **options).backward(seed.to(DEVICE, dtype))
+    testing.unfused_pair(PairInputs(*plain), **options).backward(seed.to(DEVICE, dtype))
+    testing.unfused_pair(PairInputs(*oracle), **options).backward(seed.to(dtype).double())
     for ours, theirs, true in zip(fused, plain, oracle, strict=True):
         testing.assert_within_budget(ours.grad, theirs.grad, true.grad, 3.0)
 

@@ -83,6 +83,8 @@ def triton_refusal(dtype: torch.dtype, device: torch.device) -> str | None:
         return error
     from . import triton_runtime
 
+    if torch.version.hip is not None:
+        return "torch is built for ROCm; takes CUDA"
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         if (major, minor) < TRITON_CAPABILITY:

@@ -33,13 +33,16 @@ def dense_channels_last(tensor: torch.Tensor, alignment: int, channels: int) -> 
     """
     n, c, h, w = tensor.shape
     strides = (h * w * channels, 1, w * channels, channels)
-    if c == channels and tensor.stride() == strides and tensor.data_ptr() % alignment == 0:
+    # The stride of a dimension of size 1 is never used, neither by PyTorch nor by a kernel.
+    used = zip(tensor.shape, tensor.stride(), strides, strict=True)
+    dense = all(size == 1 or have == need for size, have, need in used)
+    if dense and c == channels and tensor.data_ptr() % alignment == 0:
         return tensor
     size = (n, channels, h, w)
-    dense = torch.empty_strided(size, strides, dtype=tensor.dtype, device=tensor.device)
-    dense[:, :c].copy_(tensor)
-    dense[:, c:].zero_()
-    return dense
+    copy = torch.empty_strided(size, strides, dtype=tensor.dtype, device=tensor.device)
+    copy[:, :c].copy_(tensor)
+    copy[:, c:].zero_()
+    return copy
 
 
 def conv_output_size(size: int, taps: int, stride: int, padding: int) -> int:

@@ -28,14 +28,16 @@ again comes from L2.
 
 Limits: channels_last operands; a weight is `[filter][tap][channel]`. Channels come in multiples of
 16 (the launcher pads others with zeros), so that every load moves 16 bytes: with narrower loads the
-same tiles spill 0.4 to 2.8 KB a thread. Offsets are int64 before they
-are multiplied; one launch covers fewer than 2^31 rows, and the launcher splits a larger batch.
-Nothing that orders a sum depends on the batch.
+same tiles spill 0.4 to 2.8 KB a thread. Offsets are int64 before they are multiplied; one launch
+covers fewer than 2^31 rows, and the launcher splits a larger batch. Nothing that orders a sum
+depends on the batch.
 
 Tried and dropped (offline, Triton 3.7.1, sm_90, bfloat16, 128 rows × 64 filters × 64 deep, 8 warps:
 191 registers as it stands): row offsets of 32 bits relative to the band's first image, 175; 32-bit
 offsets inside the loop too, 165; 128 filters to a tile, 240. None changes the blocks per
-multiprocessor (one), and none has been timed.
+multiprocessor (one), and none has been timed. IEEE float32 as one chain of multiply-adds over all
+taps: simulated in numpy with 1,344 random terms, a largest error of 4.8e-6 against 1.2e-6 with one
+partial sum a tap.
 
 Under the interpreter `tl.dot` on bfloat16 gives garbage without an error; `UPCAST` converts the
 operands to float32 there (their products are exact in it), and is never set for a device.
@@ -45,6 +47,44 @@ import triton
 import triton.language as tl
 
 from fused_inception.ops.common.triton_math import relu, round_to_tf32
+
+
+@triton.jit
+def _load_step(
+    src_rows,
+    row_coord,
+    row_valid,
+    coord_end,
+    tap_stride,
+    weight_rows,
+    mask_f,
+    channels,
+    tap,
+    k,  # int32 (BLOCK_K,): channels of this step
+    TAPS: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    TF32: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """The operands of one step of `_shifted_product`: (BLOCK_P, BLOCK_K) and (BLOCK_K, BLOCK_F)."""
+    shift = tap - TAPS // 2
+    coord = row_coord + shift
+    mask_a = (row_valid & (coord >= 0) & (coord < coord_end))[:, None]
+    mask_b = mask_f[None, :]
+    if not EVEN_K:
+        mask_a = mask_a & (k < channels)[None, :]
+        mask_b = mask_b & (k < channels)[:, None]
+    a_offset = tl.cast(shift, tl.int64) * tap_stride + k[None, :]
+    b_offset = tl.cast(tap, tl.int64) * channels + k[:, None]
+    a = tl.load(src_rows[:, None] + a_offset, mask=mask_a, other=0.0)
+    b = tl.load(weight_rows[None, :] + b_offset, mask=mask_b, other=0.0)
+    if UPCAST:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    if TF32:
+        a = round_to_tf32(a)
+        b = round_to_tf32(b)
+    return a, b
 
 
 @triton.jit
@@ -68,35 +108,35 @@ def _shifted_product(
     UPCAST: tl.constexpr,
 ):
     """acc[p, f] = sum over taps t, channels c of src[p + t - TAPS//2, c] * weight[f, t, c]."""
+    IEEE: tl.constexpr = (src_ptr.dtype.element_ty == tl.float32) and not TF32
     offs_k = tl.arange(0, BLOCK_K)
     k_blocks = tl.cdiv(channels, BLOCK_K)
     src_rows = src_ptr + row_offset
     weight_rows = weight_ptr + offs_f.to(tl.int64) * TAPS * channels
     mask_f = offs_f < filters
     acc = tl.zeros((BLOCK_P, BLOCK_F), dtype=tl.float32)
-    for step in range(TAPS * k_blocks):
-        tap = step // k_blocks
-        k = (step % k_blocks) * BLOCK_K + offs_k
-        shift = tap - TAPS // 2
-        coord = row_coord + shift
-        mask_a = (row_valid & (coord >= 0) & (coord < coord_end))[:, None]
-        mask_b = mask_f[None, :]
-        if not EVEN_K:
-            mask_a = mask_a & (k < channels)[None, :]
-            mask_b = mask_b & (k < channels)[:, None]
-        a_offset = shift.to(tl.int64) * tap_stride + k[None, :]
-        b_offset = tap.to(tl.int64) * channels + k[:, None]
-        a = tl.load(src_rows[:, None] + a_offset, mask=mask_a, other=0.0)
-        b = tl.load(weight_rows[None, :] + b_offset, mask=mask_b, other=0.0)
-        if UPCAST:
-            a = a.to(tl.float32)
-            b = b.to(tl.float32)
-        if TF32:
-            a = round_to_tf32(a)
-            b = round_to_tf32(b)
-            acc = tl.dot(a, b, acc, input_precision="tf32")
-        else:
-            acc = tl.dot(a, b, acc, input_precision="ieee")
+    if IEEE:
+        # Without tensor cores a product is one chain of multiply-adds, whose error grows with its
+        # length; one partial sum a tap shortens it.
+        for tap in range(TAPS):
+            partial = tl.zeros((BLOCK_P, BLOCK_F), dtype=tl.float32)
+            for k in range(0, k_blocks * BLOCK_K, BLOCK_K):
+                a, b = _load_step(
+                    src_rows, row_coord, row_valid, coord_end, tap_stride,
+                    weight_rows, mask_f, channels, tap, k + offs_k, TAPS, EVEN_K, TF32, UPCAST,
+                )  # fmt: skip
+                partial = tl.dot(a, b, partial, input_precision="ieee")
+            acc += partial
+    else:
+        # One loop over taps and channels, so that loads run ahead across the taps too.
+        for step in range(TAPS * k_blocks):
+            tap = step // k_blocks
+            k = (step % k_blocks) * BLOCK_K + offs_k
+            a, b = _load_step(
+                src_rows, row_coord, row_valid, coord_end, tap_stride,
+                weight_rows, mask_f, channels, tap, k, TAPS, EVEN_K, TF32, UPCAST,
+            )  # fmt: skip
+            acc = tl.dot(a, b, acc, input_precision="tf32" if TF32 else "ieee")
     return acc
 
 
