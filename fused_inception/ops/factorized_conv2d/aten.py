@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+
+from fused_inception.ops.conv2d_act.aten import conv2d_act
 
 
 def same_padding(weight: torch.Tensor) -> tuple[int, int]:
@@ -15,13 +16,7 @@ def conv2d(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str
 ) -> torch.Tensor:
     """One factor: act(conv(input, weight) + bias), "same" padding, in channels_last."""
-    out = F.conv2d(
-        input.contiguous(memory_format=torch.channels_last),
-        weight.contiguous(memory_format=torch.channels_last),
-        bias,
-        padding=same_padding(weight),
-    )
-    return F.relu_(out) if activation == "relu" else out
+    return conv2d_act(input, weight, bias, (1, 1), same_padding(weight), activation)
 
 
 def factorized_conv2d(
