@@ -28,7 +28,7 @@ from fused_inception.folding import fold_batch_norm
 from fused_inception.fuse import FusedBlock, FusionReport, fuse, refresh, report
 from fused_inception.models import InceptionA, InceptionC, InceptionE, inception_v3
 from fused_inception.models.torchvision_import import import_torchvision
-from fused_inception.recognize import NotRecognizedError, find_candidates, recognize
+from fused_inception.recognize import NotRecognizedError, find_blocks, recognize
 
 CHANNELS = 8
 MID = 4
@@ -833,7 +833,7 @@ def test_other_names_are_found_by_their_filters_and_other_modules_are_not_listed
         InceptionE(CHANNELS),
         Unit(3, 4, kernel_size=1),
     )
-    assert [name for name, _ in find_candidates(model)] == ["1", "2.0.inner"]
+    assert [name for name, _ in find_blocks(model)] == ["1", "2.0.inner"]
 
 
 def test_recognizing_patches_nothing_that_other_threads_use():
