@@ -360,11 +360,11 @@ def _unit_part(module: nn.Module) -> str | None:
 
 
 def _is_unit_like(module: nn.Module, parts: Counter[str]) -> bool:
-    # Lists and dictionaries of modules are parts of a unit; others than nn.Sequential have no
-    # forward.
-    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+    if parts["conv"] != 1 or parts["other"] or not (parts["bn"] or parts["relu"]):
         return False
-    return parts["conv"] == 1 and not parts["other"] and bool(parts["bn"] or parts["relu"])
+    # Lists and dictionaries of modules, and what only holds modules, are parts of a unit.
+    is_list = isinstance(module, (nn.ModuleList, nn.ModuleDict))
+    return not is_list and type(module).forward is not nn.Module.forward
 
 
 def _children(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:

@@ -386,9 +386,7 @@ def test_report_prints_an_aligned_table():
     model = network()
     model.second = nn.Sequential(OrderedDict(conv=nn.Conv2d(8, 8, 1, groups=2), relu=nn.ReLU()))
     assert str(report(fuse(model))) == (
-        "first   fused as inception_c\n"
-        "second  skipped: conv: groups 2, takes 1\n"
-        "1 fused, 1 skipped"
+        "first   fused as inception_c\nsecond  skipped: conv: groups 2, takes 1\n1 fused, 1 skipped"
     )
 
 
@@ -866,6 +864,358 @@ REFUSALS = {
         "relu_: ReLU in place on the output of q.0.conv, which is read elsewhere too",
     ),
     "relu-of-input": (RectifiesInput, "relu: ReLU of the block's input, takes a convolution"),
+}
+
+
+class Renamed(nn.Module):
+    """Base of the other blocks under names of their own, with hooks for variations."""
+
+    def __init__(self, unit=Unit, last=Unit):
+        super().__init__()
+        # `last` makes the last convolution of the first branch.
+        self.unit, self.last = unit, last
+        self.build()
+        del self.unit, self.last
+
+    def join(self, parts):
+        return torch.cat(parts, 1)
+
+
+class Reduction(Renamed):
+    def build(self):
+        self.p = self.last(CHANNELS, 6, kernel_size=3, stride=2)
+        self.r = nn.Sequential(
+            self.unit(CHANNELS, MID, kernel_size=1),
+            self.unit(MID, 5, kernel_size=3, padding=1),
+            self.unit(5, 6, kernel_size=3, stride=2),
+        )
+        self.pool = functools.partial(F.max_pool2d, kernel_size=3, stride=2)
+
+    def forward(self, x):
+        return self.join([self.p(x), self.r(x), self.pool(x)])
+
+
+class FactorizedReduction(Renamed):
+    def build(self):
+        self.q = nn.Sequential(
+            self.unit(CHANNELS, MID, kernel_size=1),
+            self.last(MID, 6, kernel_size=3, stride=2),
+        )
+        self.r = nn.Sequential(
+            self.unit(CHANNELS, MID, kernel_size=1),
+            self.unit(MID, 5, kernel_size=(1, 5), padding=(0, 2)),
+            self.unit(5, MID, kernel_size=(3, 1), padding=(1, 0)),
+            self.unit(MID, 6, kernel_size=3, stride=2),
+        )
+        self.pool = functools.partial(F.max_pool2d, kernel_size=3, stride=2)
+
+    def forward(self, x):
+        return self.join([self.q(x), self.r(x), self.pool(x)])
+
+
+class Expanded(Renamed):
+    def build(self):
+        def split(channels):
+            return nn.ModuleList(
+                [
+                    self.unit(channels, 5, kernel_size=(1, 3), padding=(0, 1)),
+                    self.unit(channels, 6, kernel_size=(5, 1), padding=(2, 0)),
+                ]
+            )
+
+        self.p = self.last(CHANNELS, 6, kernel_size=1)
+        self.q = self.unit(CHANNELS, MID, kernel_size=1)
+        self.q_split = split(MID)
+        self.r = nn.Sequential(
+            self.unit(CHANNELS, MID, kernel_size=1), self.unit(MID, 7, kernel_size=3, padding=1)
+        )
+        self.r_split = split(7)
+        self.s = self.unit(CHANNELS, 5, kernel_size=1)
+        self.pool = functools.partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1)
+
+    def forward(self, x):
+        q, r = self.q(x), self.r(x)
+        split = [unit(q) for unit in self.q_split] + [unit(r) for unit in self.r_split]
+        return self.join([self.p(x), *split, self.s(self.pool(x))])
+
+
+RENAMED = {
+    "inception_b": Reduction,
+    "inception_c": Block,
+    "inception_d": FactorizedReduction,
+    "inception_e": Expanded,
+}
+
+
+@pytest.mark.parametrize("kind", RENAMED)
+def test_blocks_are_found_by_their_filters(kind, fused_calls):
+    model = RENAMED[kind]()
+    assert_fuses(model, fused_calls)
+    assert report(fuse(model)).replaced == [("", kind)]
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda a, b, c, d, e, f: torch.cat([a, torch.cat([b, c], 1), torch.cat([d, e], 1), f], 1),
+        lambda a, b, c, d, e, f: torch.cat([a, b, c, torch.cat((d, e), -3), f], 1),
+        lambda a, b, c, d, e, f: torch.cat([torch.cat([torch.cat([a, b], 1), c], 1), d, e, f], 1),
+    ],
+    ids=["both", "one", "deep"],
+)
+def test_every_nesting_of_cat(join, fused_calls):
+    model = Expanded()
+    model.join = lambda parts: join(*parts)
+    assert_fuses(model, fused_calls)
+
+
+@pytest.mark.parametrize("include", [True, False])
+def test_the_average_pool_of_the_expanded_block_counts_as_it_did(include, fused_calls):
+    model = Expanded()
+    model.pool = nn.AvgPool2d(3, 1, 1, count_include_pad=include)
+    assert_fuses(model, fused_calls)
+    assert recognize(model).options == {"count_include_pad": include}
+
+
+@pytest.mark.parametrize("kind", ["inception_b", "inception_d"])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.MaxPool2d(3, 2),
+        lambda x: torch.max_pool2d(x, 3, 2),
+        lambda x: F.max_pool2d(x, (3, 3), stride=(2, 2), padding=0, dilation=1, ceil_mode=False),
+    ],
+    ids=["module", "torch", "pairs"],
+)
+def test_every_spelling_of_the_max_pool(pool, kind, fused_calls):
+    model = RENAMED[kind]()
+    model.pool = pool
+    assert_fuses(model, fused_calls)
+
+
+def altered(make, **attributes):
+    """A block with attributes of inner modules changed: names with `__` for the dots."""
+
+    def build():
+        model = make()
+        for name, value in attributes.items():
+            path, _, attribute = name.replace("__", ".").rpartition(".")
+            setattr(model.get_submodule(path), attribute, value)
+        return model
+
+    return build
+
+
+def joined(make, join):
+    def build():
+        model = make()
+        model.join = join
+        return model
+
+    return build
+
+
+def linear_unit(*args, **kwargs):
+    return Activated(*args, activation=nn.Identity(), **kwargs)
+
+
+class TwoMids(InceptionE):
+    """The 3×1 of the first bank reads another 1×1 than the 1×3 does."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.other = BasicConv2d(channels, 384, kernel_size=1)
+
+    def forward(self, x):
+        split = [self.branch3x3_2a(self.branch3x3_1(x)), self.branch3x3_2b(self.other(x))]
+        mid = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
+        double = [self.branch3x3dbl_3a(mid), self.branch3x3dbl_3b(mid)]
+        pool = self.branch_pool(F.avg_pool2d(x, kernel_size=3, stride=1, padding=1))
+        return torch.cat([self.branch1x1(x), *split, *double, pool], 1)
+
+
+class PoolReads(Reduction):
+    """The pool reads what the convolution wrote."""
+
+    def forward(self, x):
+        return self.join([self.p(x), self.r(x), self.pool(self.r[0](x))])
+
+
+def swapped(*order):
+    return lambda parts: torch.cat([parts[i] for i in order], 1)
+
+
+def fid_last_block():
+    # As the network of the Fréchet Inception Distance ends: a max pool in front of the last 1×1.
+    class LastBlock(InceptionE):
+        def forward(self, x):
+            mid = self.branch3x3_1(x)
+            split = torch.cat([self.branch3x3_2a(mid), self.branch3x3_2b(mid)], 1)
+            mid = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
+            double = torch.cat([self.branch3x3dbl_3a(mid), self.branch3x3dbl_3b(mid)], 1)
+            pool = self.branch_pool(F.max_pool2d(x, kernel_size=3, stride=1, padding=1))
+            return torch.cat([self.branch1x1(x), split, double, pool], 1)
+
+    return LastBlock(CHANNELS)
+
+
+def B():
+    return InceptionB(CHANNELS)
+
+
+def D():
+    return InceptionD(CHANNELS)
+
+
+def E():
+    return InceptionE(CHANNELS)
+
+
+REFUSALS |= {
+    "b-stride": (altered(B, branch3x3__conv__stride=(1, 1)), r"3x3.conv: stride \(1, 1\), takes 2"),
+    "b-double-stride": (
+        altered(B, branch3x3dbl_3__conv__stride=(2, 1)),
+        r"branch3x3dbl_3.conv: stride \(2, 1\), takes 2",
+    ),
+    "b-padding": (
+        altered(B, branch3x3__conv__padding=(1, 1)),
+        r"branch3x3.conv: padding \(1, 1\), takes \(0, 0\)",
+    ),
+    "b-mid-padding": (
+        altered(B, branch3x3dbl_2__conv__padding=(0, 0)),
+        r"branch3x3dbl_2.conv: padding \(0, 0\), takes \(1, 1\)",
+    ),
+    "b-kernel": (
+        altered(B, branch3x3__conv=nn.Conv2d(CHANNELS, 384, 5, stride=2)),
+        r"branch3x3.conv: kernel \(5, 5\), takes 3x3",
+    ),
+    "b-groups": (altered(B, branch3x3__conv__groups=2), "branch3x3.conv: groups 2, takes 1"),
+    "b-dilation": (
+        altered(B, branch3x3dbl_2__conv__dilation=(2, 2)),
+        r"branch3x3dbl_2.conv: dilation \(2, 2\), takes 1",
+    ),
+    "b-no-relu": (lambda: Reduction(last=linear_unit), "p.conv: no ReLU behind it, takes one"),
+    "b-pool-kind": (
+        altered(Reduction, pool=lambda x: F.avg_pool2d(x, 3, 2)),
+        "avg_pool2d: kind avg, takes max",
+    ),
+    "b-pool-window": (
+        altered(Reduction, pool=lambda x: F.max_pool2d(x, 2, 2)),
+        r"max_pool2d: window \(2, 2\), takes \(3, 3\)",
+    ),
+    "b-pool-stride": (
+        altered(Reduction, pool=nn.MaxPool2d(3)),
+        r"pool: stride \(3, 3\), takes \(2, 2\)",
+    ),
+    "b-pool-padding": (
+        altered(Reduction, pool=nn.MaxPool2d(3, 2, 1)),
+        r"pool: padding \(1, 1\), takes \(0, 0\)",
+    ),
+    "b-pool-dilation": (
+        altered(Reduction, pool=lambda x: F.max_pool2d(x, 3, 2, 0, 2)),
+        r"max_pool2d: dilation \(2, 2\), takes \(1, 1\)",
+    ),
+    "b-pool-ceil": (
+        altered(Reduction, pool=nn.MaxPool2d(3, 2, ceil_mode=True)),
+        "pool: ceil_mode True, takes False",
+    ),
+    "b-pool-indices": (
+        altered(Reduction, pool=nn.MaxPool2d(3, 2, return_indices=True)),
+        "pool: return_indices True, takes False",
+    ),
+    "b-pool-reads-other": (PoolReads, "r.0.conv: is used twice"),
+    "b-order": (joined(Reduction, swapped(1, 0, 2)), "r.2.conv: reads r.1.conv, takes the block's"),
+    "b-pool-first": (
+        joined(Reduction, swapped(2, 0, 1)),
+        "cat: tensor 0 is max_pool2d, takes a convolution 3x3",
+    ),
+    "b-two": (joined(Reduction, swapped(0, 2)), "forward: does not use the result of relu"),
+    "b-four": (joined(Reduction, swapped(0, 1, 2, 2)), "cat: 4 tensors, takes 3"),
+    "d-stride": (
+        altered(D, branch7x7x3_4__conv__stride=(1, 1)),
+        r"branch7x7x3_4.conv: stride \(1, 1\), takes 2",
+    ),
+    "d-pair-stride": (
+        altered(D, branch7x7x3_2__conv__stride=(1, 2)),
+        r"branch7x7x3_2.conv: stride \(1, 2\), takes 1",
+    ),
+    "d-padding": (
+        altered(D, branch3x3_2__conv__padding=(1, 1)),
+        r"branch3x3_2.conv: padding \(1, 1\), takes \(0, 0\)",
+    ),
+    "d-pair-padding": (
+        altered(D, branch7x7x3_3__conv__padding=(2, 0)),
+        r"branch7x7x3_3.conv: padding \(2, 0\), takes \(3, 0\)",
+    ),
+    "d-orientation": (
+        altered(D, branch7x7x3_2__conv=nn.Conv2d(192, 192, (7, 1), padding=(3, 0))),
+        r"branch7x7x3_2.conv: kernel \(7, 1\), takes 1xn, n odd",
+    ),
+    "d-groups": (altered(D, branch3x3_1__conv__groups=4), "branch3x3_1.conv: groups 4, takes 1"),
+    "d-no-relu": (
+        lambda: FactorizedReduction(last=linear_unit),
+        "q.1.conv: no ReLU behind it, takes one",
+    ),
+    "d-pool-kind": (
+        altered(FactorizedReduction, pool=nn.AvgPool2d(3, 2)),
+        "pool: kind avg, takes max",
+    ),
+    "d-pool-ceil": (
+        altered(FactorizedReduction, pool=nn.MaxPool2d(3, 2, ceil_mode=True)),
+        "pool: ceil_mode True, takes False",
+    ),
+    "d-no-pool": (
+        altered(FactorizedReduction, pool=lambda x: x),
+        "cat: tensor 2 is the block's input, takes a max pool 3x3",
+    ),
+    "d-order": (
+        joined(FactorizedReduction, swapped(1, 0, 2)),
+        r"r.2.conv: kernel \(3, 1\), takes 1x1",
+    ),
+    "e-max-pool": (fid_last_block, "max_pool2d: kind max, takes avg"),
+    "e-stride": (altered(E, branch1x1__conv__stride=(2, 2)), r"1x1.conv: stride \(2, 2\), takes 1"),
+    "e-padding": (
+        altered(E, branch3x3dbl_2__conv__padding=(0, 0)),
+        r"branch3x3dbl_2.conv: padding \(0, 0\), takes \(1, 1\)",
+    ),
+    "e-split-padding": (
+        altered(E, branch3x3_2b__conv__padding=(0, 0)),
+        r"branch3x3_2b.conv: padding \(0, 0\), takes \(1, 0\)",
+    ),
+    "e-kernel": (
+        altered(E, branch3x3_2a__conv=nn.Conv2d(384, 384, 3, padding=1)),
+        r"branch3x3_2a.conv: kernel \(3, 3\), takes 1xn, n odd",
+    ),
+    "e-groups": (altered(E, branch3x3dbl_1__conv__groups=2), "3x3dbl_1.conv: groups 2, takes 1"),
+    "e-no-relu": (lambda: Expanded(last=linear_unit), "p.conv: no ReLU behind it, takes one"),
+    "e-pool-window": (
+        altered(Expanded, pool=nn.AvgPool2d(5, 1, 2)),
+        r"pool: window \(5, 5\), takes \(3, 3\)",
+    ),
+    "e-pool-ceil": (
+        altered(Expanded, pool=nn.AvgPool2d(3, 1, 1, ceil_mode=True)),
+        "pool: ceil_mode True, takes False",
+    ),
+    "e-columns-first": (
+        joined(Expanded, swapped(0, 2, 1, 3, 4, 5)),
+        r"q_split.1.conv: kernel \(5, 1\), takes 1xn, n odd",
+    ),
+    "e-banks-swapped": (
+        joined(Expanded, swapped(0, 3, 4, 1, 2, 5)),
+        r"r.1.conv: kernel \(3, 3\), takes 1x1",
+    ),
+    "e-mixed-banks": (
+        joined(Expanded, swapped(0, 1, 4, 3, 2, 5)),
+        r"r.1.conv: kernel \(3, 3\), takes 1x1",
+    ),
+    "e-added-rows": (
+        joined(Expanded, lambda p: torch.cat([p[0], torch.cat(p[1:3], 2), *p[3:]], 1)),
+        "cat: 5 tensors, takes 6",
+    ),
+    "e-two-mids": (
+        lambda: TwoMids(CHANNELS),
+        "other.conv: takes branch3x3_1.conv in this place",
+    ),
 }
 
 
@@ -1739,6 +2089,376 @@ def test_repr_names_the_kind_and_the_original():
 
 def test_no_method_is_called_fuse():
     assert not any(hasattr(module, "fuse") for module in fuse(network()).modules())
+
+
+# Units
+
+
+def sequence(*modules):
+    return nn.Sequential(*modules)
+
+
+def conv3(**options):
+    return nn.Conv2d(CHANNELS, 6, 3, **options)
+
+
+class Plain(nn.Module):
+    """A unit as people write it, with variations of its forward."""
+
+    def __init__(self, forward, **modules):
+        super().__init__()
+        self.run = forward
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def conv_bn_relu(forward, **options):
+    modules = {"conv": conv3(), "bn": nn.BatchNorm2d(6), "act": nn.ReLU()}
+    return Plain(forward, **{**modules, **options})
+
+
+FUSED_UNITS = {
+    "basic": (
+        lambda: BasicConv2d(CHANNELS, 6, kernel_size=3),
+        {"stride": (1, 1), "padding": (0, 0), "activation": "relu"},
+    ),
+    "stride": (
+        lambda: BasicConv2d(CHANNELS, 6, kernel_size=(1, 4), stride=(3, 2), padding=(2, 5)),
+        {"stride": (3, 2), "padding": (2, 5), "activation": "relu"},
+    ),
+    "sequence": (
+        lambda: sequence(conv3(padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True)),
+        {"stride": (1, 1), "padding": (1, 1), "activation": "relu"},
+    ),
+    "no-relu": (
+        lambda: sequence(conv3(bias=False, stride=2), nn.BatchNorm2d(6)),
+        {"stride": (2, 2), "padding": (0, 0), "activation": "none"},
+    ),
+    "no-batch-norm": (
+        lambda: sequence(conv3(), nn.ReLU()),
+        {"stride": (1, 1), "padding": (0, 0), "activation": "relu"},
+    ),
+    "no-bias": (
+        lambda: sequence(conv3(bias=False), nn.ReLU()),
+        {"stride": (1, 1), "padding": (0, 0), "activation": "relu"},
+    ),
+    "same": (
+        lambda: sequence(nn.Conv2d(CHANNELS, 6, (3, 5), padding="same"), nn.BatchNorm2d(6)),
+        {"stride": (1, 1), "padding": (1, 2), "activation": "none"},
+    ),
+    "valid-even": (
+        lambda: sequence(nn.Conv2d(CHANNELS, 6, (2, 4), padding="valid"), nn.ReLU()),
+        {"stride": (1, 1), "padding": (0, 0), "activation": "relu"},
+    ),
+    "identities": (
+        lambda: sequence(nn.Identity(), conv3(), nn.Sequential(), nn.BatchNorm2d(6), nn.Identity()),
+        {"stride": (1, 1), "padding": (0, 0), "activation": "none"},
+    ),
+    "nested": (
+        lambda: sequence(nn.Sequential(conv3()), nn.Sequential(nn.BatchNorm2d(6), nn.ReLU())),
+        {"stride": (1, 1), "padding": (0, 0), "activation": "relu"},
+    ),
+    "listed": (
+        lambda: Plain(
+            lambda m, x: m.parts[1](m.parts[0](x)).relu_(),
+            parts=nn.ModuleList([conv3(), nn.BatchNorm2d(6)]),
+        ),
+        {"stride": (1, 1), "padding": (0, 0), "activation": "relu"},
+    ),
+    "own-class": (
+        lambda: conv_bn_relu(lambda m, x: m.act(m.bn(m.conv(x)))),
+        {"stride": (1, 1), "padding": (0, 0), "activation": "relu"},
+    ),
+    "relu-not-called": (
+        lambda: conv_bn_relu(lambda m, x: m.bn(m.conv(x))),
+        {"stride": (1, 1), "padding": (0, 0), "activation": "none"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FUSED_UNITS)
+@torch.no_grad()
+def test_units_are_fused_with_their_options(case, fused_calls):
+    make, options = FUSED_UNITS[case]
+    model = nn.ModuleDict({"unit": make()})
+    randomize(model).eval()
+    assert recognize(model["unit"]).options == options
+    fused = fuse(model, strict=True)
+    assert report(fused).replaced == [("unit", "conv2d_act")]
+    x = images()
+    assert_close(fused["unit"](x), model["unit"](x))
+    assert fused_calls.took() == 1
+
+
+REFUSED_UNITS = {
+    "groups": (lambda: sequence(conv3(groups=2), nn.ReLU()), "0: groups 2, takes 1"),
+    "dilation": (
+        lambda: sequence(conv3(dilation=2), nn.ReLU()),
+        r"0: dilation \(2, 2\), takes 1",
+    ),
+    "padding-mode": (
+        lambda: sequence(conv3(padding=1, padding_mode="reflect"), nn.ReLU()),
+        "0: padding_mode 'reflect', takes 'zeros'",
+    ),
+    "same-even": (
+        lambda: sequence(nn.Conv2d(CHANNELS, 6, 2, padding="same"), nn.ReLU()),
+        r"0: padding 'same' with kernel \(2, 2\), takes odd kernels there",
+    ),
+    "no-statistics": (
+        lambda: sequence(conv3(), nn.BatchNorm2d(6, track_running_stats=False)),
+        "1: has no running statistics",
+    ),
+    "batch-norm-subclass": (
+        lambda: sequence(conv3(), BatchNormAct(6)),
+        "1: .*BatchNormAct, takes torch.nn.BatchNorm2d",
+    ),
+    "batch-norm-in-front": (
+        lambda: sequence(nn.BatchNorm2d(CHANNELS), nn.ReLU(), conv3()),
+        "0: is not directly behind a convolution",
+    ),
+    "relu-in-front": (
+        lambda: sequence(nn.ReLU(), conv3(), nn.BatchNorm2d(6)),
+        "0: ReLU of the block's input, takes a convolution",
+    ),
+    "batch-norm-last": (
+        lambda: sequence(conv3(), nn.ReLU(), nn.BatchNorm2d(6)),
+        "2: is not directly behind a convolution",
+    ),
+    "batch-norm-twice": (
+        lambda: sequence(conv3(), nn.BatchNorm2d(6), nn.BatchNorm2d(6)),
+        "2: is not directly behind a convolution",
+    ),
+    "parametrized": (
+        lambda: sequence(parametrizations.weight_norm(conv3()), nn.ReLU()),
+        "0: .*ParametrizedConv2d, takes torch.nn.Conv2d",
+    ),
+    "conv-not-called": (
+        lambda: conv_bn_relu(lambda m, x: F.relu(x)),
+        "relu: ReLU of the block's input, takes a convolution",
+    ),
+    "nothing": (
+        lambda: conv_bn_relu(lambda m, x: x),
+        "output: is the block's input, takes a convolution",
+    ),
+    "conv-twice": (
+        lambda: conv_bn_relu(lambda m, x: m.conv(m.conv(x)), conv=nn.Conv2d(8, 8, 1)),
+        "conv: is used twice",
+    ),
+    "pooled-before": (
+        lambda: conv_bn_relu(lambda m, x: m.act(m.conv(F.max_pool2d(x, 2)))),
+        "conv: reads max_pool2d, takes the block's input",
+    ),
+    "pooled-behind": (
+        lambda: conv_bn_relu(lambda m, x: F.max_pool2d(m.act(m.conv(x)), 2)),
+        "output: is max_pool2d, takes a convolution",
+    ),
+    "residual": (
+        lambda: conv_bn_relu(lambda m, x: x[:, :6] + m.act(m.bn(m.conv(x)))),
+        "getitem: not part of a known block",
+    ),
+    "other-activation": (
+        lambda: conv_bn_relu(lambda m, x: F.silu(m.bn(m.conv(x)))),
+        "silu: not part of a known block",
+    ),
+    "list": (
+        lambda: conv_bn_relu(lambda m, x: [m.act(m.bn(m.conv(x)))]),
+        "forward: returns list, takes one tensor",
+    ),
+    "remembers": (
+        lambda: conv_bn_relu(lambda m, x: setattr(m, "seen", x) or m.act(m.bn(m.conv(x)))),
+        "forward: writes the attribute seen",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_UNITS)
+def test_units_that_are_not_known_are_left_alone_with_a_reason(case):
+    make, message = REFUSED_UNITS[case]
+    inner = make().eval()
+    model = nn.ModuleDict({"unit": inner})
+    before = states(model.modules())
+    with pytest.raises(RuntimeError, match=rf"  unit: {message}"):
+        fuse(model, inplace=True, strict=True)
+    fuse(model, inplace=True)
+    ((name, reason),) = report(model).skipped
+    assert name == "unit"
+    assert re.match(message, reason)
+    assert states(model.modules()) == before
+
+
+def test_other_modules_with_a_convolution_are_no_units():
+    model = nn.ModuleDict(
+        {
+            "conv": conv3(),
+            "only": sequence(conv3()),
+            "only_functional": Plain(lambda m, x: F.relu(m.conv(x)), conv=conv3()),
+            "linear": sequence(conv3(), nn.ReLU(), nn.Flatten(), nn.Linear(6, 2)),
+            "pool": sequence(conv3(), nn.BatchNorm2d(6), nn.MaxPool2d(2)),
+            "dropout": sequence(conv3(), nn.BatchNorm2d(6), nn.Dropout()),
+            "silu": sequence(conv3(), nn.BatchNorm2d(6), nn.SiLU()),
+            "two": sequence(conv3(), nn.Conv2d(6, 6, 3), nn.ReLU()),
+            "transposed": sequence(nn.ConvTranspose2d(CHANNELS, 6, 3), nn.ReLU()),
+            "one_dimension": sequence(nn.Conv1d(CHANNELS, 6, 3), nn.BatchNorm1d(6), nn.ReLU()),
+            "none": sequence(nn.BatchNorm2d(6), nn.ReLU()),
+            "list": nn.ModuleList([conv3(), nn.BatchNorm2d(6)]),
+            "holder": type("Holder", (nn.Module,), {})(),
+            "dict": nn.ModuleDict({"conv": conv3(), "bn": nn.BatchNorm2d(6)}),
+        }
+    )
+    model["holder"].conv, model["holder"].bn = conv3(), nn.BatchNorm2d(6)
+    assert report(fuse(model, strict=True)) == FusionReport([], [])
+
+
+def test_the_innermost_candidate_is_the_unit():
+    around = Plain(lambda m, x: m.unit(x).mean((2, 3)), unit=sequence(conv3(), nn.BatchNorm2d(6)))
+    fused = fuse(nn.Sequential(around, nn.ReLU()), strict=True)
+    assert report(fused).replaced == [("0.unit", "conv2d_act")]
+
+
+@pytest.mark.parametrize("name", ["conv", "bn"])
+@pytest.mark.parametrize("kind", HOOKS)
+@torch.no_grad()
+def test_hooks_inside_a_unit_are_called(kind, name, fused_calls):
+    model = network(kind="conv2d_act")
+    fused = fuse(model)
+    calls = []
+    handle = HOOKS[kind](fused.first.get_submodule(name), calls)
+    assert torch.equal(fused.first(images()), model.first(images()))
+    assert len(calls) == 1
+    assert fused_calls.took() == 0
+    assert report(fused).skipped[0][0] == "first"
+    handle.remove()
+    HOOKS[kind](fused.first, calls)
+    fused.first(images())
+    assert len(calls) == 2
+    assert fused_calls.took() == 1
+
+
+@torch.no_grad()
+def test_a_fused_sequence_is_still_a_sequence(fused_calls):
+    model = nn.ModuleDict({"s": sequence(conv3(), nn.BatchNorm2d(6), nn.ReLU())})
+    randomize(model).eval()
+    fused = through_pickle(fuse(model))["s"]
+    x = images()
+    assert isinstance(fused, nn.Sequential)
+    assert len(fused) == 3
+    assert [type(layer) for layer in fused] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
+    assert fused[0] is fused._original[0]
+    assert type(fused[:2]) is nn.Sequential
+    assert torch.equal(fused[:2](x), model["s"][:2](x))
+    assert_close(fused(x), model["s"](x))
+    assert fused_calls.took() == 1
+
+    # Changed as a sequence, it computes what it now is.
+    del fused[2], model["s"][2]
+    assert_close(fused(x), model["s"](x))
+    assert fused_calls.took() == 1
+    assert (fused(x) < 0).any()
+    fused_calls.took()
+    fused.append(nn.SiLU().eval())
+    assert torch.equal(fused(x), F.silu(model["s"](x)))
+    assert fused_calls.took() == 0
+    assert list(dict(fused.named_children())) == ["0", "1", "2"]
+
+
+# Blocks and the units inside them
+
+
+def test_a_filter_that_excludes_a_block_excludes_what_is_in_it():
+    seen = []
+
+    def choose(name, module):
+        seen.append(name)
+        return name != "first"
+
+    model = network()
+    model.first.branch7x7_2.conv.dilation = (2, 2)
+    model.second.branch1x1.conv.groups = 2
+    fused = fuse(model, filter_fn=choose)
+    assert seen == ["first", "second", *(f"second.{unit}" for unit in UNITS)]
+    assert report(fused) == FusionReport(
+        [(f"second.{unit}", "conv2d_act") for unit in UNITS[1:]],
+        [
+            ("first", "excluded by filter_fn"),
+            ("second", "branch1x1.conv: groups 2, takes 1"),
+            ("second.branch1x1", "conv: groups 2, takes 1"),
+        ],
+    )
+
+
+def test_a_filter_excludes_single_units():
+    model = network()
+    model.first.branch1x1.conv.groups = model.second.branch1x1.conv.groups = 2
+    fused = fuse(model, filter_fn=lambda name, module: not name.endswith("_pool"))
+    assert ("first.branch_pool", "excluded by filter_fn") in report(fused).skipped
+    assert len(report(fused).replaced) == 16
+    assert ("first.branch_pool", "conv2d_act") in report(fuse(fused)).replaced
+
+
+@pytest.mark.parametrize("kind", RENAMED)
+@torch.no_grad()
+def test_a_block_that_is_understood_later_is_fused_as_a_whole(kind, fused_calls):
+    model = nn.Sequential(randomize(RENAMED[kind]()).eval())
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    first.register_forward_hook(lambda *args: None)
+    fused = fuse(model)
+    convs = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    assert len(report(fused).replaced) == convs - 1
+    x = images()
+    want = model(x)
+    assert_close(fused(x), want)
+    assert fused_calls.took() == convs - 1
+    for module in fused.modules():
+        module._forward_hooks.clear()
+    name, reason = report(fused).skipped[0]
+    assert (name, reason) == ("0", "not fused yet: call fuse(model)")
+
+    keys = list(fused.state_dict())
+    unit = next(module for module in fused.modules() if isinstance(module, FusedBlock))
+    for whole in (fuse(fused), fuse(fused, inplace=True)):
+        assert report(whole) == FusionReport([("0", kind)], [])
+        assert sum(isinstance(module, FusedBlock) for module in whole.modules()) == 1
+        folded = [name for name, _ in whole.named_buffers() if "folded" in name]
+        assert len(folded) == 2 * convs
+        assert list(whole.state_dict()) == keys
+        assert_close(whole(x), want)
+        assert fused_calls.took() == 1
+    # A unit that somebody still holds goes on working.
+    y = torch.randn(1, unit.conv.in_channels, 9, 7)
+    assert_close(unit(y), unit._original.forward(y))
+
+
+@torch.no_grad()
+def test_a_unit_put_into_a_fused_block_runs_fused_on_its_own(fused_calls):
+    model = block()
+    fused = fuse(model)
+    unit = randomize(BasicConv2d(CHANNELS, 192, kernel_size=1), seed=8).eval()
+    model.branch1x1 = unit
+    fused.branch1x1 = fuse(unit)
+    assert_close(fused(images()), model(images()))
+    assert fused_calls.took() == 1
+    assert report(fused) == FusionReport(
+        [("branch1x1", "conv2d_act")],
+        [("", "runs its original forward: branch1x1: is fused on its own")],
+    )
+
+
+@torch.no_grad()
+def test_a_unit_shared_with_a_block_is_fused_where_it_stands_alone(fused_calls):
+    whole = block()
+    model = nn.ModuleDict({"block": whole, "unit": whole.branch1x1})
+    fused = fuse(model)
+    assert report(fused).replaced == [("block", "inception_c"), ("unit", "conv2d_act")]
+    x = images()
+    for _ in range(2):
+        assert_close(fused["block"](x), model["block"](x))
+        assert_close(fused["unit"](x), model["unit"](x))
+        assert fused_calls.took() == 2
+        for mode in (fused, model):
+            mode["unit"].conv.weight.mul_(1.5)
 
 
 # Other programs that take a model
