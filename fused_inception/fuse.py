@@ -77,8 +77,6 @@ class _Snapshot:
         for module in modules:
             state = vars(module)
             entries += [(state, key, state[key]) for key in state.keys() - _MODULE_STATE]
-            # nn.Sequential and nn.ModuleList make a new dictionary when a child is deleted.
-            entries.append((state, "_modules", module._modules))
             for mapping in (module._modules, module._parameters, module._buffers):
                 is_own = mapping is block._buffers
                 entries += [
@@ -359,6 +357,7 @@ class FusedBlock(StandIn):
         # What the original's forward may read goes to the original; dictionaries are shared, so
         # registering there is registering here.
         state = vars(self)
+        # nn.Sequential makes a new dictionary of the rest when a child is deleted.
         if name in ("training", "_modules") and "_original" in state:
             vars(state["_original"])[name] = value
         if name in self._OWN or "_original" not in state:

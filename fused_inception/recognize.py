@@ -479,7 +479,7 @@ def _check_modules(block: nn.Module) -> None:
         where = path or "the block"
         if isinstance(module, torch.jit.ScriptModule):
             raise NotRecognizedError(f"{where}: is a ScriptModule, takes plain modules")
-        if "forward" in vars(module) or "forward" in vars(_original(module)):
+        if "forward" in vars(module):
             raise NotRecognizedError(f"{where}: its forward was replaced on the instance")
         # Set by FSDP on what it manages. It gathers weights into the same tensors again and again
         # without counting a new version.

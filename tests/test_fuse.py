@@ -2312,6 +2312,18 @@ def test_other_modules_with_a_convolution_are_no_units():
     assert report(fuse(model, strict=True)) == FusionReport([], [])
 
 
+def test_convolutions_of_other_strides_do_not_look_like_a_block():
+    class Classifier(nn.Module):
+        """The filters of a grid reduction, none with stride 2."""
+
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(*[nn.Conv2d(4, 4, 3) for _ in range(3)], nn.Conv2d(4, 4, 1))
+
+    assert find_blocks(Classifier()) == []
+    assert len(find_blocks(Reduction())) == 1
+
+
 def test_the_innermost_candidate_is_the_unit():
     around = Plain(lambda m, x: m.unit(x).mean((2, 3)), unit=sequence(conv3(), nn.BatchNorm2d(6)))
     fused = fuse(nn.Sequential(around, nn.ReLU()), strict=True)
