@@ -2545,6 +2545,21 @@ def test_a_copy_compiles_before_its_first_forward(fresh_compiler):
 
 
 @torch.no_grad()
+def test_a_fused_sequence_compiles_and_exports(fresh_compiler):
+    model = nn.Sequential(
+        sequence(conv3(), nn.BatchNorm2d(6), nn.ReLU()), nn.MaxPool2d(2), nn.Flatten()
+    )
+    randomize(model).eval()
+    fused = fuse(model)
+    x = images()
+    compiled = torch.compile(fused, backend="aot_eager", fullgraph=True)
+    assert_close(compiled(x), model(x))
+    program = torch.export.export(fused, (x,))
+    assert "fused_inception.conv2d_act.default" in [str(n.target) for n in program.graph.nodes]
+    assert_close(program.module()(x), model(x))
+
+
+@torch.no_grad()
 def test_compiling_respects_an_inner_module_in_training_mode(fresh_compiler):
     model = network()
     fused = fuse(model)
