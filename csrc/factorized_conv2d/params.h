@@ -3,11 +3,13 @@
 //
 // A *line* is the pixels of one image along the axis on which the second factor moves: a column
 // where the row filter comes first, else a row. `line` counts pixels along it, `cross` counts lines
-// of an image. With s = t - taps1 / 2, u = t - taps2 / 2 and zeros outside of the map:
+// of an image. With zeros outside of the map:
 //
-//   mid[cross, line, k] = act_mid(bias1[k] + sum over t, c of input[cross + s, line, c] *
-//   weight1[k, t, c]) out[cross, line, f] = act(bias2[f] + sum over t, k of mid[cross, line + u, k]
-//   * weight2[f, t, k])
+//   s = t - taps1 / 2,  u = t - taps2 / 2
+//   a[cross, line, k] = sum over t, c of input[cross + s, line, c] * weight1[k, t, c]
+//   mid = act_mid(bias1 + a), rounded to the element type
+//   b[cross, line, f] = sum over t, k of mid[cross, line + u, k] * weight2[f, t, k]
+//   output = act(bias2 + b)
 //
 // Every tensor has one element type, which the launcher's template names. Channels are contiguous,
 // and each pixel, each (filter, tap) of a weight and the mid buffer start on a multiple of 16
@@ -38,7 +40,7 @@ struct FactorizedConv2dParams {
   MapStrides output_stride;
 
   // This launch covers images [first_image, first_image + num_images). The caller keeps
-  // num_images * cross_size * line_size at 2^30 or below, so that pixels of a launch fit 32 bits.
+  // num_images * cross_size * line_size at 2^30 or below, so that a launch's pixels fit 32 bits.
   int64_t first_image;
   int32_t num_images;
   int32_t cross_size;  // lines of an image
@@ -46,12 +48,13 @@ struct FactorizedConv2dParams {
 
   int32_t c_in;      // a multiple of 8
   int32_t filters1;  // filters of the first factor
-  int32_t c_mid;  // filters1 rounded up to 8; mid channels past filters1 must be zero, whatever the
-                  // input holds: an infinity times a zero weight would be a NaN
+  int32_t c_mid;     // filters1 rounded up to 8. Mid channels past filters1 must be zero whatever
+                     // the input holds: an infinity times a zero weight would be a NaN
   int32_t filters2;  // filters of the second factor
-  int32_t c_out;  // filters2 rounded up to 8: channels that may be written; past filters2, anything
-  int32_t taps1;  // odd
-  int32_t taps2;  // odd
+  int32_t c_out;     // filters2 rounded up to 8. These channels may be written, past filters2 with
+                     // anything
+  int32_t taps1;     // odd
+  int32_t taps2;     // odd
 
   bool mid_relu;
   bool relu;
