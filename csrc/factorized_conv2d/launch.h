@@ -10,7 +10,7 @@ namespace fused_inception {
 
 // Runs `configuration` (a row of the table in configuration.h) on `stream`. A problem that the
 // configuration does not take is cudaErrorInvalidValue, and nothing is launched.
-template <typename input_t>
+template <typename Element>
 cudaError_t launch_factorized_conv2d(const FactorizedConv2dParams& params,
                                      int configuration,
                                      cudaStream_t stream);
