@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the host code calls; sm80.cuh defines it, one .cu per element type instantiates it.
+// What the host code calls; sm80_launch.cuh defines it, one .cu per element type instantiates it.
 #pragma once
 
 #include "factorized_conv2d/params.h"
