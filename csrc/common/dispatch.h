@@ -3,11 +3,12 @@
 #pragma once
 
 #include "common/checks.h"
-#include "common/element.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 // Only a libtorch with CUDA has this function. Where it is missing the library must load all the
@@ -16,11 +17,11 @@
 
 namespace fused_inception {
 
-// Calls `function` with the element type, Float16 or BFloat16.
+// Calls `function` with a value of the element type, __half or __nv_bfloat16.
 template <typename Function>
 auto dispatch_16_bit(const char* op, ScalarType type, Function&& function) {
   check_16_bit(op, type);
-  return type == ScalarType::Half ? function(Float16{}) : function(BFloat16{});
+  return type == ScalarType::Half ? function(__half{}) : function(__nv_bfloat16{});
 }
 
 // Makes a device current for its lifetime. cudart is linked statically and has a current device of

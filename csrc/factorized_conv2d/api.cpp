@@ -3,6 +3,7 @@
 // Python has the schema, chooses the configuration and allocates; see cuda_launch.py.
 #include "common/checks.h"
 #include "common/dispatch.h"
+#include "factorized_conv2d/configuration.h"
 #include "factorized_conv2d/launch.h"
 #include "factorized_conv2d/params.h"
 
@@ -10,6 +11,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <vector>
 
 namespace fused_inception {
 namespace {
@@ -247,7 +249,25 @@ void factorized_conv2d_cuda_out(Tensor input,
   }
 }
 
+// Four numbers a configuration: whether it works in bands, pixels and filters of its tile, and
+// bytes of shared memory with `c_mid` channels.
+std::vector<int64_t> factorized_conv2d_cuda_configurations(int64_t c_mid) {
+  check(c_mid >= 1 && c_mid <= kMaxChannels, kOp, ": c_mid must be 1 to 2^20, got ", c_mid);
+  std::vector<int64_t> numbers;
+  for (const Sm80Configuration& row : kSm80Configurations) {
+    numbers.insert(
+        numbers.end(),
+        {row.bands, row.block_m, row.block_n, shared_bytes(row, static_cast<int>(c_mid))});
+  }
+  return numbers;
+}
+
 }  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fused_inception, CompositeExplicitAutograd, m) {
+  m.impl("_factorized_conv2d_cuda_configurations",
+         TORCH_BOX(&factorized_conv2d_cuda_configurations));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(fused_inception, CUDA, m) {
   m.impl("_factorized_conv2d_cuda_out", TORCH_BOX(&factorized_conv2d_cuda_out));
