@@ -14,7 +14,7 @@ from fused_inception.ops.common.geometry import (
 )
 from fused_inception.ops.common.precision import conv_precision
 
-from . import aten
+from . import aten, cuda_launch
 from .configurations import Table, Tile, choose_tile, device_class, load_table, padded
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _run_triton(
 
 
 BACKENDS = (
-    dispatch.missing(NAME, "cuda"),
+    cuda_launch.BACKEND,
     dispatch.Backend("triton", _can_run_triton, _run_triton),
     dispatch.aten(_run_aten),
 )
