@@ -156,8 +156,13 @@ def compile_flags(build: Build) -> list[str]:
         f"-DPy_LIMITED_API={PY_LIMITED_API}",
         f'-DFUSED_INCEPTION_ARCHITECTURES="{listed}"',
         "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall",
-        *(flag for architecture in build.architectures for flag in architecture.gencode),
+        *gencode(build),
     ]
+
+
+def gencode(build: Build) -> list[str]:
+    """The options of nvcc that name the architectures; its linker adds its default without them."""
+    return [flag for architecture in build.architectures for flag in architecture.gencode]
 
 
 def link_flags(build: Build) -> list[str]:
@@ -170,6 +175,7 @@ def link_flags(build: Build) -> list[str]:
     return [
         "-shared",
         "-cudart=static",
+        *gencode(build),
         f"-L{build.torch_root / 'lib'}",
         "-Xlinker=--no-as-needed,-ltorch,-ltorch_cpu,--as-needed",
         "-Xlinker=--exclude-libs,ALL",
