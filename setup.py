@@ -201,7 +201,7 @@ def make(target: Path, command: list[str], needs: list[Path] | None) -> None:
             return
     target.parent.mkdir(parents=True, exist_ok=True)
     said.unlink(missing_ok=True)
-    print(line, flush=True)
+    print(f"{line}\n", end="", flush=True)  # one write: other threads print too
     result = subprocess.run(command, cwd=ROOT, check=False)
     if result.returncode != 0:
         raise SystemExit(f"error: nvcc ended with {result.returncode}: {line}")
