@@ -30,16 +30,6 @@ namespace fused_inception::device {
 
 constexpr int kWarpSize = 32;
 
-// The lane that gives ldmatrix the row `lane & 7` of its 8x8 matrix number `lane >> 3`.
-struct LdmatrixLane {
-  int matrix;
-  int row;
-};
-
-__device__ __forceinline__ LdmatrixLane ldmatrix_lane(int lane) {
-  return {lane >> 3, lane & 7};
-}
-
 // Where register i (0..3) of a lane stands in the 16x8 accumulator of mma_m16n8k16.
 __device__ __forceinline__ int accumulator_row(int lane, int i) {
   return (lane >> 2) + 8 * (i >> 1);

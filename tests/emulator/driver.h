@@ -116,14 +116,21 @@ inline int report() {
 // A tensor of the device that begins as the contents of a file, or as 0xff bytes.
 class Buffer {
  public:
-  static Buffer read(const std::string& name, const std::string& path) {
+  // `pieces` equal parts of the file begin `stride` bytes apart; the gaps keep whatever they hold.
+  static Buffer read(const std::string& name,
+                     const std::string& path,
+                     size_t pieces = 1,
+                     size_t stride = 0) {
     std::ifstream file(path, std::ios::binary | std::ios::ate);
     if (!file) die("cannot read " + path);
     std::vector<char> bytes(static_cast<size_t>(file.tellg()));
     file.seekg(0);
     file.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-    Buffer buffer(name, bytes.size(), Access::kRead);
-    copy(buffer.pointer_, bytes.data(), bytes.size());
+    const size_t piece = bytes.size() / pieces;
+    Buffer buffer(name, (pieces - 1) * stride + piece, Access::kRead);
+    for (size_t i = 0; i < pieces; ++i) {
+      copy(static_cast<char*>(buffer.pointer_) + i * stride, bytes.data() + i * piece, piece);
+    }
     return buffer;
   }
   Buffer(const std::string& name, size_t bytes, Access access)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs the pair once: operands from raw files, any configuration, the output into a raw file.
+// Runs the pair once: operands from raw files, any configuration, the output into a raw file. With
+// `list=`, prints the configurations and the shared memory that so many mid channels take.
 #include "emulator/driver.h"
 #include "factorized_conv2d/sm80_launch.cuh"
 
@@ -17,6 +18,17 @@ MapStrides strides(const driver::Arguments& arguments, const std::string& name) 
 
 int main(int argc, char** argv) {
   const driver::Arguments arguments(argc, argv);
+  const int64_t listed_c_mid = arguments.number("list", 0);
+  if (listed_c_mid != 0) {
+    for (const Sm80Configuration& row : kSm80Configurations) {
+      std::printf("%s-%dx%d %lld\n",
+                  row.bands ? "bands" : "two",
+                  row.block_m,
+                  row.block_n,
+                  static_cast<long long>(shared_bytes(row, static_cast<int>(listed_c_mid))));
+    }
+    return 0;
+  }
   driver::configure(arguments);
   const auto integer = [&](const char* key) { return static_cast<int32_t>(arguments.number(key)); };
 
@@ -41,7 +53,12 @@ int main(int argc, char** argv) {
     const std::string path = arguments.text(name, "");
     return path.empty() ? nullptr : driver::Buffer::read(name, path).get();
   };
-  params.input = operand("input");
+  // Images apart from one another, where the stride says so.
+  params.input = driver::Buffer::read("input",
+                                      arguments.text("input"),
+                                      static_cast<size_t>(arguments.number("batch")),
+                                      static_cast<size_t>(2 * params.input_stride.image))
+                     .get();
   params.weight1 = operand("weight1");
   params.bias1 = operand("bias1");
   params.weight2 = operand("weight2");
@@ -60,9 +77,15 @@ int main(int argc, char** argv) {
   }
 
   const bool bfloat16 = arguments.text("dtype") == "bfloat16";
+#ifdef __SANITIZE_ADDRESS__
+  // One element type is half the time to compile.
+  if (!bfloat16) driver::die("built for bfloat16 only");
+  const device::Status status = launch_factorized_conv2d<BFloat16>(params, configuration, nullptr);
+#else
   const device::Status status =
       bfloat16 ? launch_factorized_conv2d<BFloat16>(params, configuration, nullptr)
                : launch_factorized_conv2d<Float16>(params, configuration, nullptr);
+#endif
   if (status == device::kInvalidValue) {
     std::printf("refused\n");
     return 1;

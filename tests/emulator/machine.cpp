@@ -15,7 +15,8 @@
 namespace emulator {
 namespace {
 
-constexpr size_t kArenaBytes = size_t{1} << 30;
+constexpr size_t kArenaBytes = size_t{1} << 36;  // of addresses
+constexpr size_t kFillLimit = size_t{1} << 26;
 constexpr size_t kGap = 64 * 1024;  // between buffers
 constexpr size_t kBufferAlignment = 256;
 
@@ -197,10 +198,12 @@ void* allocate(const std::string& name, size_t bytes, Access access) {
     std::fprintf(stderr, "emulator: no room for %zu bytes of %s\n", bytes, name.c_str());
     std::abort();
   }
-  std::memset(begin, 0xff, bytes);
+  // Beyond the limit a buffer is sparse: it begins as zeros.
+  std::memset(begin, 0xff, std::min(bytes, kFillLimit));
   poison(begin - kGap / 2, kGap / 2);
   poison(begin + bytes, kGap / 2);
-  buffers.push_back({name, begin, bytes, access, std::vector<uint8_t>((bytes + 1) / 2)});
+  const size_t tracked = access == Access::kRead ? 0 : (bytes + 1) / 2;
+  buffers.push_back({name, begin, bytes, access, std::vector<uint8_t>(tracked)});
   return begin;
 }
 

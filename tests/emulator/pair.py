@@ -34,16 +34,23 @@ def run_pair(
     *,
     mid_relu: bool = True,
     relu: bool = True,
+    first_image: int = 0,
+    channel_offset: int = 0,
+    out_channels: int | None = None,
+    input_image_stride: int | None = None,
     variant: Variant = HOOKED,
     binary: Path | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, Report]:
-    """One run; the output as (N, Cout, H, W), NaN where nobody wrote.
+    """One run on the images from `first_image` on.
 
-    `options` go to the program: schedule, seed, races, mutate, weaken, shared_limit.
+    The output is (N, out_channels, H, W), by default Cout rounded up to what the kernel may write,
+    and NaN where nobody wrote. `options` go to the program: schedule, seed, races, mutate, weaken,
+    shared_limit.
     """
     dtype = inputs.input.dtype
     c_in, c_mid, c_out = (padded(c) for c in (shape.c_in, shape.c_mid, shape.c_out))
+    out_channels = out_channels or c_out
     operands = {
         "input": _channels_last(inputs.input, c_in),
         "weight1": _channels_last(inputs.weight1, c_in),
@@ -51,31 +58,30 @@ def run_pair(
         "weight2": _channels_last(inputs.weight2, c_mid),
         "bias2": inputs.bias2,
     }
-    arguments: dict[str, Any] = {
-        name: programs.save(tensor, folder / name)
-        for name, tensor in operands.items()
-        if tensor is not None
-    }
-    row, column = shape.height, shape.width
-    cross, line = (column, row) if shape.row_first else (row, column)
-    for name, channels in (("input", c_in), ("output", c_out)):
-        strides = (column * channels, channels)
-        arguments[f"{name}_image_stride"] = row * column * channels
-        arguments[f"{name}_line_stride"], arguments[f"{name}_cross_stride"] = (
-            strides if shape.row_first else strides[::-1]
-        )
+    rows, columns = shape.height, shape.width
+    strides: dict[str, int] = {}
+    for name, channels in (("input", c_in), ("output", out_channels)):
+        row, pixel = columns * channels, channels
+        strides[f"{name}_image_stride"] = rows * row
+        strides[f"{name}_cross_stride"] = pixel if shape.row_first else row
+        strides[f"{name}_line_stride"] = row if shape.row_first else pixel
+    strides["input_image_stride"] = input_image_stride or strides["input_image_stride"]
     output = folder / "output"
     report = programs.run(
         binary or programs.build(PROGRAM, variant),
-        **arguments,
+        **{k: programs.save(v, folder / k) for k, v in operands.items() if v is not None},
+        **strides,
         output=output,
-        output_bytes=2 * shape.batch * row * column * c_out,
+        output_bytes=2 * shape.batch * rows * columns * out_channels,
+        channel_offset=channel_offset,
         configuration=configuration,
         dtype=str(dtype).removeprefix("torch."),
-        num_images=shape.batch,
-        cross_size=cross,
-        line_size=line,
-        c_in=shape.c_in if shape.c_in % CHANNEL_MULTIPLE == 0 else c_in,
+        batch=shape.batch,
+        first_image=first_image,
+        num_images=shape.batch - first_image,
+        cross_size=columns if shape.row_first else rows,
+        line_size=rows if shape.row_first else columns,
+        c_in=c_in,
         filters1=shape.c_mid,
         filters2=shape.c_out,
         taps1=shape.taps1,
@@ -84,7 +90,7 @@ def run_pair(
         relu=int(relu),
         **options,
     )
-    if report.refused:
+    if not output.exists():
         return torch.empty(0, dtype=dtype), report
-    result = programs.load(output, dtype).view(shape.batch, row, column, c_out)
-    return result[..., : shape.c_out].permute(0, 3, 1, 2), report
+    result = programs.load(output, dtype).view(shape.batch, rows, columns, out_channels)
+    return result.permute(0, 3, 1, 2), report
