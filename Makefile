@@ -116,5 +116,6 @@ compat: $(STAMP) ## the same binary of the CUDA extension under torch 2.11 and u
 	done; exit $$status
 
 clean: ## remove .venv, caches and everything built
+	rm -f fused_inception/_C*.so fused_inception/_build.json
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -33,6 +33,7 @@ OBJECTS = Path("build", "csrc")
 # PTX of the last one lets newer devices compile for themselves.
 DEFAULT_ARCHITECTURES = ("8.0", "9.0a", "10.0")
 MIN_CAPABILITY = (8, 0)
+MIN_CUDA = (12, 0)  # C++20 and sm_90a
 PYTHON_INCLUDE = sysconfig.get_path("include")
 TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11.0
 PY_LIMITED_API = "0x030a0000"  # 3.10
@@ -130,11 +131,16 @@ def plan(mode: str) -> tuple[Build | None, str | None]:
         return None, f"it is built on Linux only, this is {sys.platform}"
     nvcc, torch_root = find_nvcc(), find_torch()
     if nvcc is None:
-        return None, "nvcc was neither in CUDA_HOME nor on PATH when the package was built"
+        home = os.environ.get("CUDA_HOME")
+        place = f"in the bin of CUDA_HOME={home}" if home else "on PATH"
+        return None, f"nvcc was not {place} when the package was built"
     if torch_root is None:
         return None, NO_TORCH
+    cuda = cuda_version(nvcc)
+    if tuple(map(int, cuda.split("."))) < MIN_CUDA:
+        return None, f"{nvcc} is of CUDA {cuda}; takes {MIN_CUDA[0]}.{MIN_CUDA[1]} and later"
     version = importlib.metadata.version("torch")
-    return Build(nvcc, cuda_version(nvcc), version, torch_root, architectures(nvcc)), None
+    return Build(nvcc, cuda, version, torch_root, architectures(nvcc)), None
 
 
 def refuse_obstacle() -> None:
@@ -204,7 +210,10 @@ def make(target: Path, command: list[str], needs: list[Path] | None) -> None:
     print(f"{line}\n", end="", flush=True)  # one write: other threads print too
     result = subprocess.run(command, cwd=ROOT, check=False)
     if result.returncode != 0:
-        raise SystemExit(f"error: nvcc ended with {result.returncode}: {line}")
+        raise SystemExit(
+            f"error: nvcc ended with {result.returncode} (FUSED_INCEPTION_CUDA=0 leaves the "
+            f"extension out): {line}"
+        )
     said.write_text(line)
 
 
