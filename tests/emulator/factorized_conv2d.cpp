@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs the pair once: operands from raw files, any configuration, the output into a raw file. With
-// `list=`, prints the configurations and the shared memory that so many mid channels take.
+// Runs the pair once: operands from raw files, any configuration, the output into a raw file.
 #include "emulator/driver.h"
 #include "factorized_conv2d/sm80_launch.cuh"
 
@@ -18,17 +17,6 @@ MapStrides strides(const driver::Arguments& arguments, const std::string& name) 
 
 int main(int argc, char** argv) {
   const driver::Arguments arguments(argc, argv);
-  const int64_t listed_c_mid = arguments.number("list", 0);
-  if (listed_c_mid != 0) {
-    for (const Sm80Configuration& row : kSm80Configurations) {
-      std::printf("%s-%dx%d %lld\n",
-                  row.bands ? "bands" : "two",
-                  row.block_m,
-                  row.block_n,
-                  static_cast<long long>(shared_bytes(row, static_cast<int>(listed_c_mid))));
-    }
-    return 0;
-  }
   driver::configure(arguments);
   const auto integer = [&](const char* key) { return static_cast<int32_t>(arguments.number(key)); };
 

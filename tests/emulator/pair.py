@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,6 +24,25 @@ def _channels_last(tensor: torch.Tensor, channels: int) -> torch.Tensor:
     out = tensor.new_zeros(tensor.shape[0], *tensor.shape[2:], channels)
     out[..., : tensor.shape[1]] = tensor.permute(0, 2, 3, 1)
     return out
+
+
+class Configuration(NamedTuple):
+    """A row of the table in csrc/factorized_conv2d/configuration.h."""
+
+    name: str
+    threads: int
+    min_blocks: int  # resident on a multiprocessor, by registers
+    shared_bytes: int
+
+    @property
+    def bands(self) -> bool:
+        return self.name.startswith("bands")
+
+
+def configurations(c_mid: int) -> list[Configuration]:
+    """The table, with the shared memory that `c_mid` channels take."""
+    lines = programs.run_lines(programs.build("configurations"), c_mid=c_mid)
+    return [Configuration(name, *map(int, sizes)) for name, *sizes in map(str.split, lines)]
 
 
 def run_pair(

@@ -26,7 +26,7 @@ CACHE = ROOT / "build" / "emulator"
 
 RUNTIME = ("fiber", "clocks", "machine", "primitives", "hooks")
 COMMON_FLAGS = (
-    "-std=c++20", "-I", str(ROOT / "csrc"), "-I", str(ROOT / "tests"), "-g1",
+    "-std=c++20", "-I", "csrc", "-I", "tests", "-g1",
     "-Wall", "-Wextra", "-Werror",
 )  # fmt: skip
 # The runtime's arithmetic must not depend on what the compiler contracts.
@@ -96,7 +96,7 @@ def _compile(command: Iterable[str], output: Path) -> Path:
             return output
         partial = output.with_name(f"partial-{output.name}")
         done = subprocess.run(
-            [*command, "-o", str(partial)], capture_output=True, text=True, check=False
+            [*command, "-o", str(partial)], capture_output=True, text=True, check=False, cwd=ROOT
         )
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
@@ -110,7 +110,7 @@ def _runtime(flags: tuple[str, ...], name: str) -> list[Path]:
     folder = _folder(f"runtime-{name}", sources, flags, RUNTIME_FLAGS)
     return [
         _compile(
-            ["g++", *flags, *RUNTIME_FLAGS, "-c", str(SOURCES / f"{name}.cpp")],
+            ["g++", *flags, *RUNTIME_FLAGS, "-c", f"tests/emulator/{name}.cpp"],
             folder / f"{name}.o",
         )
         for name in RUNTIME
@@ -124,23 +124,36 @@ def build(program: str, variant: Variant = HOOKED) -> Path:
     objects = _runtime(flags, variant.name)
     kernels = (*flags, *KERNEL_FLAGS, *variant.kernels)
     sources = _digest(*KERNELS, f"tests/emulator/{program}.cpp")
-    folder = _folder(f"{program}-{variant.name}", sources, kernels, str(objects[0]))
-    source = str(SOURCES / f"{program}.cpp")
+    folder = _folder(f"{program}-{variant.name}", sources, kernels, objects[0].parent.name)
+    source = f"tests/emulator/{program}.cpp"
     main = _compile(["g++", *kernels, "-c", source], folder / f"{program}.o")
     # Addresses of code are those of the file, so that addr2line can name a plain access.
     link = ["g++", *variant.everywhere, "-no-pie", str(main), *map(str, objects)]
     return _compile(link, folder / program)
 
 
-@functools.cache
+NVCC_FLAGS = (
+    "-std=c++20", "-O3", "-x", "cu", "-I", "csrc", "-I", "tests", "-cudart", "static",
+    "-gencode=arch=compute_80,code=[sm_80,compute_80]",
+)  # fmt: skip
+
+
+def _device_binary(program: str) -> Path:
+    sources = _digest(*KERNELS, f"tests/emulator/{program}.cpp")
+    return _folder(f"{program}-device", sources, NVCC_FLAGS) / program
+
+
 def build_for_device(program: str) -> Path:
-    """The binary of `program` for CUDA devices; needs nvcc unless it is built."""
-    flags = (
-        "-std=c++20", "-O3", "-x", "cu", "-I", str(ROOT / "csrc"), "-I", str(ROOT / "tests"),
-        "-cudart", "static", "-gencode=arch=compute_80,code=[sm_80,compute_80]",
-    )  # fmt: skip
-    folder = _folder(f"{program}-device", _digest(*KERNELS, f"tests/emulator/{program}.cpp"))
-    return _compile(["nvcc", *flags, str(SOURCES / f"{program}.cpp")], folder / program)
+    """The binary of `program` for CUDA devices; one that was built elsewhere serves as well."""
+    source = f"tests/emulator/{program}.cpp"
+    return _compile(["nvcc", *NVCC_FLAGS, source], _device_binary(program))
+
+
+def device_refusal(*programs: str) -> str | None:
+    """Why `programs` cannot be built for a device, or None."""
+    if all(_device_binary(program).exists() for program in programs):
+        return None
+    return None if shutil.which("nvcc") else "nvcc is not on PATH"
 
 
 @dataclass
