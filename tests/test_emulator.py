@@ -94,6 +94,39 @@ def test_primitive_in_every_build(kernel: str, variant: Variant, tmp_path: Path)
     assert torch.equal(output, case.expected)
 
 
+# The rules that let one source be compiled for the host and for a device.
+
+CSRC = programs.ROOT / "csrc"
+KERNEL_SOURCES = [
+    path for path in sorted(CSRC.rglob("*.cuh")) if not path.name.startswith("device")
+]
+
+
+def code_of(path: Path) -> str:
+    """The source without its comments."""
+    return re.sub(r"//.*", "", path.read_text())
+
+
+@pytest.mark.parametrize("path", KERNEL_SOURCES, ids=lambda p: str(p.relative_to(CSRC)))
+def test_kernels_use_the_primitives_of_device_cuh_only(path: Path):
+    forbidden = r"\basm\b|<<<|\b__\w+_sync\b|\b__syncthreads\b|\bthreadIdx\b|\bblockIdx\b"
+    forbidden += r"|__shared__|\bmemcpy\b|\bcuda::|__cvta|<torch/"
+    assert re.findall(forbidden, code_of(path)) == []
+
+
+def test_host_and_device_have_the_same_primitives():
+    device = set(
+        re.findall(r"__forceinline__ [\w*]+ (\w+)\(", code_of(CSRC / "common/device_ptx.cuh"))
+    )
+    header = code_of(programs.SOURCES / "device_host.h").partition("using emulator::Site;")[2]
+    host = set(
+        re.findall(r"^(?:inline )?(?:void|int|T\*|uint32_t|float) (\w+)\(", header, re.MULTILINE)
+    )
+    assert device == host != set()
+    tested = code_of(programs.SOURCES / "primitives_program.cpp")
+    assert {name for name in device if not re.search(rf"device::{name}\b", tested)} == set()
+
+
 # Broken kernels: one small pipeline, and what the emulator says of each way to break it. Of a
 # fragment that is wrong it can only say the wrong values.
 VALUES = "values"

@@ -24,7 +24,6 @@ from tests.emulator.primitives import (
     run_primitive,
 )
 
-
 REFUSAL = programs.device_refusal("primitives_program", PROGRAM) or programs.refusal()
 pytestmark = [
     pytest.mark.gpu,

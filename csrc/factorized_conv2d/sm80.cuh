@@ -1,6 +1,52 @@
 // SPDX-License-Identifier: Apache-2.0
 // A `1xn -> mx1` (or `nx1 -> 1xm`) pair of convolutions on mma.sync, nothing recomputed at the
-// seam.
+// seam. With the lines, shifts and letters of params.h:
+//
+//   mid[cross, line, k] = act_mid(bias1[k] + sum over t, c of x[cross + s, line, c] w1[k, t, c])
+//   y[cross, line, f]   = act(bias2[f] + sum over t, k of mid[cross, line + u, k] w2[f, t, k])
+//
+// Both are products of a pixels x channels matrix, whose rows shift with the tap, and a
+// (tap, channel) x filters matrix. `shifted_product` is that product: taps outside, blocks of 32
+// channels inside, one mma.m16n8k16 after the other, in float32. An element's sum depends on
+// nothing but the order of these, so all configurations give the same bits, whatever the batch.
+//
+// Bands, one launch: a block takes a band of whole lines, cut from the lines of all images; seven
+// lines of 17 fill 119 of 128 rows. The first factor's pixels stream from global memory, shifted by
+// the tap; its result, rounded, stays in shared memory as mid[row][channel]. An output line needs
+// the mid tensor of that line alone, so the second factor reads the same rows shifted: ldmatrix
+// takes an address per row, and a row that the tap moves off its line is given the address of a row
+// of zeros. No halo, no copies, no rule that a band end at an image's border.
+//
+// Two launches, one a factor: tiles of pixels x tiles of filters, the mid tensor in global memory.
+// For few bands, for lines longer than a tile, and where the mid band does not fit.
+//
+// Tiles (configuration.h): 128 pixels x up to 192 filters, 8 warps, each 32 x 96 of it: 24 mma for
+// 8 ldmatrix.x4. Pixels and filters of a step arrive by 16-byte cp.async in a ring of 3 to 6 steps,
+// with one barrier a step. Tile rows are 64 bytes with their chunks exchanged (tile_offset), mid
+// rows are 16 bytes longer than a multiple of 64: ldmatrix and the stores meet no bank twice.
+// Results leave through the ring's memory in pieces of 16 bytes.
+//
+// Bytes moved: input, weights and output from and to memory once; what taps and bands read again
+// comes from L2. A step of 128 x 192 x 32 reads 8 KB of pixels (none in the second factor of a
+// band) and 12 KB of filters. An A100 has 1024 multiply-adds a clock and multiprocessor, and 2,008
+// bytes of L2 a clock for 108 of them (arXiv 2402.13499, 2501.12084): the first factor would be
+// bound by L2 at about 70 % of the matrix units, the second by the matrix units. Arithmetic;
+// nothing here has been timed.
+//
+// Shared memory and registers with 192 mid channels (ptxas, sm_80): bands of 192, 160 and 128
+// filters 131, 123 and 115 KB, 222, 196 and 173 registers; of 96 filters 93 KB, 136 registers, for
+// devices with 99 KB; two launches 37 and 43 KB, 78 and 126 registers. No spills.
+//
+// Range: any channels (c_in and c_mid in multiples of 8, which the caller pads), taps odd, lines of
+// up to 128 pixels for bands and any length otherwise, any batch of up to 2^30 pixels a launch.
+// Offsets are 64 bits before they are multiplied.
+//
+// Dropped: the input band with its halo of lines in shared memory, which would spare the first
+// factor the taps' repeated reads from L2. With 7 taps and 192 channels it is 13 x 17 rows, 86 KB,
+// beside the mid band's 50 KB and a ring: over the 163 KB of sm_80 with more than one step in
+// flight, and bands could not cross images. Blocks of channels outside of taps, which would keep
+// those reads in L1: another order of sums than Triton's. Tiles of 256 pixels: 192 accumulators a
+// thread.
 #pragma once
 
 #include "common/device.cuh"
