@@ -1,8 +1,9 @@
 # The front door. Every target does the set-up it needs: python3 (3.10 or later) and make are enough.
 #   HOST_PYTHON  the interpreter that .venv is made with
 #   PYTHON       `make gpu` only: an interpreter that has torch, triton and pytest already
-#   PIECE        `make gpu` only: exact, pair, ops or network instead of all
+#   PIECE        `make gpu` only: exact, pair, cuda, ops or network instead of all
 #   WORKERS      test processes at a time
+# and what setup.py reads: FUSED_INCEPTION_CUDA, TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS.
 
 HOST_PYTHON ?= python3
 WORKERS ?= auto
@@ -12,13 +13,15 @@ VENV_PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PIP_INSTALL := $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+PIP_WHEEL := $(VENV_PYTHON) -m pip wheel --quiet --no-deps --no-build-isolation
+
 # One thread a worker: as many workers as cores, each with a thread pool of its own, only wait.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(VENV_PYTHON) -m pytest \
 	-n $(WORKERS) --maxprocesses 8 --benchmark-disable
 CUDA_SOURCES = $(shell find csrc tests \( -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format gate gpu clean
+.PHONY: help venv demo test lint format gate gpu sanitize compat clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -26,8 +29,9 @@ help: ## this list
 venv: $(STAMP) ## .venv with the package (editable) and every tool, pinned by constraints.txt
 
 # torch comes first and by its exact pin, so that nothing later in the resolution can choose another.
-# The package itself builds in .venv, with the pinned setuptools.
-$(STAMP): constraints.txt pyproject.toml setup.py
+# The package itself builds in .venv, with the pinned setuptools; so does the CUDA extension, where
+# there is an nvcc. Objects are kept: after a change in csrc/ only what it touches is compiled again.
+$(STAMP): constraints.txt pyproject.toml setup.py $(shell find csrc -type f)
 	@$(HOST_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed, $(HOST_PYTHON) is " + sys.version.split()[0])'
 	$(HOST_PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) pip setuptools
@@ -62,25 +66,56 @@ format: $(STAMP) ## rewrite the sources in the project's format
 gate: $(STAMP) ## compile every Triton kernel offline for every architecture and print what came out
 	$(VENV_PYTHON) -m tests.compile_gate
 
-# PIECE=exact, pair, ops or network runs a part of it, where a machine is lent for minutes only.
+# PIECE=exact, pair, cuda, ops or network runs a part of it, where a machine is lent for minutes only.
 PIECE ?= all
 GPU_TESTS_all := tests --ignore tests/interpreter
 GPU_TESTS_exact := tests/test_factorized_conv2d_gpu.py -k exact
 GPU_TESTS_pair := tests/test_factorized_conv2d_gpu.py -k "not exact"
+GPU_TESTS_cuda := tests/test_factorized_conv2d_cuda_gpu.py
 GPU_TESTS_ops := $(addprefix tests/test_,factorized_conv2d.py split_conv2d.py grid_reduction.py \
 	conv2d_act.py registration.py precision.py)
 GPU_TESTS_network := $(addprefix tests/test_,modules.py fuse.py models.py cli.py)
 # An interpreter given by PYTHON is used as it is: nothing is installed and .venv is not made.
 ifdef PYTHON
-gpu: GPU_PYTHON := $(PYTHON)
+gpu sanitize: GPU_PYTHON := $(PYTHON)
 else
-gpu: GPU_PYTHON := $(VENV_PYTHON)
-gpu: $(STAMP)
+gpu sanitize: GPU_PYTHON := $(VENV_PYTHON)
+gpu sanitize: $(STAMP)
 endif
 gpu: ## the tests that need a CUDA device; PYTHON=... uses an interpreter that has torch and triton
 	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" env -u TRITON_INTERPRET \
 		$(GPU_PYTHON) -m pytest $(GPU_TESTS_$(PIECE)) -m gpu
 
+# Without PyTorch's own allocator every tensor is an allocation, and what lies past its end is seen.
+sanitize: ## compute-sanitizer's four tools over the exact tests of the CUDA extension; takes PYTHON too
+	@status=0; for tool in memcheck racecheck synccheck initcheck; do \
+		echo "== $$tool"; \
+		PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+			compute-sanitizer --tool $$tool --kernel-regex kns=fused_inception \
+			--target-processes all --error-exitcode 1 \
+			$(GPU_PYTHON) -m pytest $(GPU_TESTS_cuda) -m gpu -k "integers" || status=1; \
+	done; exit $$status
+
+# One wheel, unpacked once, under two torches. The newer one need not have CUDA; the older one has.
+COMPAT := $(CURDIR)/build/compat
+COMPAT_TORCH := 2.11.0
+COMPAT_PYTHON := $(COMPAT)/torch-$(COMPAT_TORCH)/bin/python
+COMPAT_TESTS := $(addprefix tests/test_,extension.py registration.py factorized_conv2d.py import.py)
+compat: $(STAMP) ## the same binary of the CUDA extension under torch 2.11 and under the pinned torch
+	rm -rf $(COMPAT)/wheel $(COMPAT)/site
+	FUSED_INCEPTION_CUDA=1 $(PIP_WHEEL) --wheel-dir $(COMPAT)/wheel .
+	$(VENV_PYTHON) -m pip install --quiet --no-deps --target $(COMPAT)/site $(COMPAT)/wheel/*.whl
+	test -x $(COMPAT_PYTHON) || $(HOST_PYTHON) -m venv $(COMPAT)/torch-$(COMPAT_TORCH)
+	$(COMPAT_PYTHON) -m pip install --quiet torch==$(COMPAT_TORCH) numpy pytest expecttest hypothesis
+	@status=0; for python in $(COMPAT_PYTHON) $(CURDIR)/$(VENV_PYTHON); do \
+		cd $(COMPAT)/site; export PYTHONPATH=$(COMPAT)/site OMP_NUM_THREADS=1; \
+		echo "== $$($$python $(CURDIR)/tests/compat.py $(COMPAT)/site)"; \
+		$$python -m pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -o pythonpath= -q \
+			$(addprefix $(CURDIR)/,$(COMPAT_TESTS)) -m "not gpu and not interpreter and not slow" \
+			|| status=1; \
+	done; exit $$status
+
 clean: ## remove .venv, caches and everything built
+	rm -f fused_inception/_C*.so fused_inception/_build.json
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
