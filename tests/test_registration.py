@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import nn
 
 import fused_inception
