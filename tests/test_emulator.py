@@ -28,6 +28,10 @@ from tests.emulator.programs import HOOKED, SANITIZED, UCONTEXT, Variant
 pytestmark = pytest.mark.skipif(
     programs.refusal() is not None, reason=f"emulator: {programs.refusal()}"
 )
+needs_sanitizers = pytest.mark.skipif(
+    programs.refusal() is None and programs.sanitizer_refusal() is not None,
+    reason="emulator: g++ has no libasan or no libubsan",
+)
 SWARM_SEEDS = range(20)
 
 
@@ -85,7 +89,11 @@ def test_primitive_in_every_schedule(kernel: str, schedule: str, tmp_path: Path)
         assert torch.equal(output, case.expected)
 
 
-@pytest.mark.parametrize("variant", [SANITIZED, UCONTEXT], ids=lambda v: v.name)
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(SANITIZED, marks=needs_sanitizers), UCONTEXT],
+    ids=["sanitized", "ucontext"],
+)
 @pytest.mark.parametrize("kernel", ["cp_async_groups", "named_barrier", "ldmatrix_x4"])
 def test_primitive_in_every_build(kernel: str, variant: Variant, tmp_path: Path):
     case = KERNELS[kernel](0)
@@ -214,6 +222,7 @@ def test_every_fault_is_in_the_table():
     assert {line.removeprefix("fault ") for line in listed} == {"none", *FAULTS}
 
 
+@needs_sanitizers
 @pytest.mark.parametrize(
     ("fault", "complaint"),
     [

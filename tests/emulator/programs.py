@@ -69,6 +69,17 @@ def refusal() -> str | None:
 
 
 @functools.cache
+def sanitizer_refusal() -> str | None:
+    """Why programs cannot be built with the sanitizers, or None."""
+    for library in ("libasan.so", "libubsan.so"):
+        command = ["g++", f"-print-file-name={library}"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        if not Path(found).is_absolute():
+            return f"g++ has no {library}"
+    return None
+
+
+@functools.cache
 def _digest(*patterns: str) -> str:
     """A hash of the sources that match, relative to the root."""
     digest = hashlib.sha256()
