@@ -122,6 +122,15 @@ def test_kernels_use_the_primitives_of_device_cuh_only(path: Path):
     assert re.findall(forbidden, code_of(path)) == []
 
 
+def test_assembly_is_in_the_device_headers_only():
+    holding = {
+        path.name
+        for path in CSRC.rglob("*.*")
+        if path.suffix in (".h", ".cpp", ".cu", ".cuh") and re.search(r"\basm\b", code_of(path))
+    }
+    assert holding == {"device_ptx.cuh"}
+
+
 def test_host_and_device_have_the_same_primitives():
     device = set(
         re.findall(r"__forceinline__ [\w*]+ (\w+)\(", code_of(CSRC / "common/device_ptx.cuh"))
