@@ -28,6 +28,10 @@ from tests.emulator.programs import HOOKED, SANITIZED, UCONTEXT, Variant
 pytestmark = pytest.mark.skipif(
     programs.refusal() is not None, reason=f"emulator: {programs.refusal()}"
 )
+needs_sanitizers = pytest.mark.skipif(
+    programs.refusal() is None and programs.sanitizer_refusal() is not None,
+    reason="emulator: g++ has no libasan or no libubsan",
+)
 SWARM_SEEDS = range(20)
 
 
@@ -85,7 +89,11 @@ def test_primitive_in_every_schedule(kernel: str, schedule: str, tmp_path: Path)
         assert torch.equal(output, case.expected)
 
 
-@pytest.mark.parametrize("variant", [SANITIZED, UCONTEXT], ids=lambda v: v.name)
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(SANITIZED, marks=needs_sanitizers), UCONTEXT],
+    ids=["sanitized", "ucontext"],
+)
 @pytest.mark.parametrize("kernel", ["cp_async_groups", "named_barrier", "ldmatrix_x4"])
 def test_primitive_in_every_build(kernel: str, variant: Variant, tmp_path: Path):
     case = KERNELS[kernel](0)
@@ -112,6 +120,15 @@ def test_kernels_use_the_primitives_of_device_cuh_only(path: Path):
     forbidden = r"\basm\b|<<<|\b__\w+_sync\b|\b__syncthreads\b|\bthreadIdx\b|\bblockIdx\b"
     forbidden += r"|__shared__|\bmemcpy\b|\bcuda::|__cvta|<torch/"
     assert re.findall(forbidden, code_of(path)) == []
+
+
+def test_assembly_is_in_the_device_headers_only():
+    holding = {
+        path.name
+        for path in CSRC.rglob("*.*")
+        if path.suffix in (".h", ".cpp", ".cu", ".cuh") and re.search(r"\basm\b", code_of(path))
+    }
+    assert holding == {"device_ptx.cuh"}
 
 
 def test_host_and_device_have_the_same_primitives():
@@ -214,6 +231,7 @@ def test_every_fault_is_in_the_table():
     assert {line.removeprefix("fault ") for line in listed} == {"none", *FAULTS}
 
 
+@needs_sanitizers
 @pytest.mark.parametrize(
     ("fault", "complaint"),
     [

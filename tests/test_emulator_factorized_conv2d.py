@@ -89,6 +89,26 @@ def test_inception_pair_is_exact(configuration: int, tmp_path: Path):
     assert torch.equal(checked(outcome, shape), expected(inputs))
 
 
+@pytest.mark.parametrize("configuration", [3, 4], ids=["bands", "two launches"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *(s for s in testing.ODD_PAIR_SHAPES if max(s.taps1, s.taps2) <= 15),
+        PairShape(1, 71, 71, 8, 16, 8, 7, 7, True),
+        PairShape(2, 35, 71, 16, 8, 8, 3, 5, False),
+    ],
+    ids=str,
+)
+def test_odd_and_large_maps(configuration: int, shape: PairShape, tmp_path: Path):
+    inputs = testing.integer_pair(shape, torch.bfloat16)
+    outcome = run_pair(tmp_path, shape, inputs, configuration)
+    line_size = shape.height if shape.row_first else shape.width
+    if configuration in BANDS and line_size > 128:
+        assert outcome[1].refused
+    else:
+        assert torch.equal(checked(outcome, shape), expected(inputs))
+
+
 @each_configuration
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
 @pytest.mark.parametrize("mid_activation", ["relu", "none"])
@@ -120,6 +140,10 @@ def test_swarm_of_schedules(configuration: int, tmp_path: Path):
         assert torch.equal(checked(outcome, shape), want), f"seed {seed}"
 
 
+@pytest.mark.skipif(
+    programs.refusal() is None and programs.sanitizer_refusal() is not None,
+    reason="emulator: g++ has no libasan or no libubsan",
+)
 @each_configuration
 @pytest.mark.parametrize("shape", [RAGGED, WIDE], ids=str)
 def test_sanitizers(configuration: int, shape: PairShape, tmp_path: Path):

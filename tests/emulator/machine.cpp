@@ -15,7 +15,7 @@
 namespace emulator {
 namespace {
 
-constexpr size_t kArenaBytes = size_t{1} << 36;  // of addresses
+constexpr size_t kArenaBytes = size_t{1} << 34;  // of addresses
 constexpr size_t kFillLimit = size_t{1} << 26;
 constexpr size_t kGap = 64 * 1024;  // between buffers
 constexpr size_t kBufferAlignment = 256;

@@ -69,6 +69,17 @@ def refusal() -> str | None:
 
 
 @functools.cache
+def sanitizer_refusal() -> str | None:
+    """Why programs cannot be built with the sanitizers, or None."""
+    for library in ("libasan.so", "libubsan.so"):
+        command = ["g++", f"-print-file-name={library}"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        if not Path(found).is_absolute():
+            return f"g++ has no {library}"
+    return None
+
+
+@functools.cache
 def _digest(*patterns: str) -> str:
     """A hash of the sources that match, relative to the root."""
     digest = hashlib.sha256()
@@ -85,8 +96,14 @@ def _folder(name: str, *parts: object) -> Path:
     return CACHE / f"{name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 
 
+# What did not compile: every test that needs it says so, without compiling it again.
+_failures: dict[Path, RuntimeError] = {}
+
+
 def _compile(command: Iterable[str], output: Path) -> Path:
     """Runs a compiler unless its output is there; other test processes wait for it."""
+    if output in _failures:
+        raise _failures[output]
     if output.exists():
         return output
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +116,9 @@ def _compile(command: Iterable[str], output: Path) -> Path:
             [*command, "-o", str(partial)], capture_output=True, text=True, check=False, cwd=ROOT
         )
         if done.returncode != 0:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+            complaint = f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}"
+            _failures[output] = RuntimeError(complaint)
+            raise _failures[output]
         partial.replace(output)
     return output
 
