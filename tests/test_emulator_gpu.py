@@ -24,7 +24,8 @@ from tests.emulator.primitives import (
     run_primitive,
 )
 
-REFUSAL = programs.device_refusal("primitives_program", PROGRAM) or programs.refusal()
+PROGRAMS = ("primitives_program", "configurations", PROGRAM)
+REFUSAL = programs.device_refusal(*PROGRAMS)
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(REFUSAL is not None, reason=f"emulator: {REFUSAL}"),
@@ -71,8 +72,9 @@ def test_the_pair_agrees(dtype: torch.dtype, tmp_path: Path):
     """Every configuration that fits: whole numbers exactly, random ones within the budget."""
     device = programs.build_for_device(PROGRAM)
     shape = PairShape(3, 9, 5, 24, 40, 104, 3, 5, True)
+    table = configurations(shape.c_mid, programs.build_for_device("configurations"))
     limit = torch.cuda.get_device_properties(0).shared_memory_per_block_optin
-    for number, row in enumerate(configurations(shape.c_mid)):
+    for number, row in enumerate(table):
         if row.shared_bytes > limit:
             continue
         whole = testing.integer_pair(shape, dtype)

@@ -39,9 +39,9 @@ class Configuration(NamedTuple):
         return self.name.startswith("bands")
 
 
-def configurations(c_mid: int) -> list[Configuration]:
+def configurations(c_mid: int, binary: Path | None = None) -> list[Configuration]:
     """The table, with the shared memory that `c_mid` channels take."""
-    lines = programs.run_lines(programs.build("configurations"), c_mid=c_mid)
+    lines = programs.run_lines(binary or programs.build("configurations"), c_mid=c_mid)
     return [Configuration(name, *map(int, sizes)) for name, *sizes in map(str.split, lines)]
 
 

@@ -123,32 +123,40 @@ def _compile(command: Iterable[str], output: Path) -> Path:
     return output
 
 
-@functools.cache
-def _runtime(flags: tuple[str, ...], name: str) -> list[Path]:
+def _runtime_folder(variant: Variant) -> Path:
     sources = _digest(*HEADERS, *(f"tests/emulator/{name}.cpp" for name in RUNTIME))
-    folder = _folder(f"runtime-{name}", sources, flags, RUNTIME_FLAGS)
-    return [
-        _compile(
-            ["g++", *flags, *RUNTIME_FLAGS, "-c", f"tests/emulator/{name}.cpp"],
-            folder / f"{name}.o",
-        )
-        for name in RUNTIME
-    ]
+    flags = (COMMON_FLAGS, variant.everywhere, RUNTIME_FLAGS)
+    return _folder(f"runtime-{variant.name}", sources, flags)
+
+
+def _binary(program: str, variant: Variant) -> Path:
+    sources = _digest(*KERNELS, f"tests/emulator/{program}.cpp")
+    flags = (COMMON_FLAGS, variant, KERNEL_FLAGS)
+    runtime = _runtime_folder(variant).name
+    return _folder(f"{program}-{variant.name}", sources, flags, runtime) / program
 
 
 @functools.cache
 def build(program: str, variant: Variant = HOOKED) -> Path:
     """The binary of `program` for the host."""
+    binary = _binary(program, variant)
+    if binary.exists():
+        return binary
     flags = (*COMMON_FLAGS, *variant.everywhere)
-    objects = _runtime(flags, variant.name)
+    objects = [
+        _compile(
+            ["g++", *flags, *RUNTIME_FLAGS, "-c", f"tests/emulator/{name}.cpp"],
+            _runtime_folder(variant) / f"{name}.o",
+        )
+        for name in RUNTIME
+    ]
     kernels = (*flags, *KERNEL_FLAGS, *variant.kernels)
-    sources = _digest(*KERNELS, f"tests/emulator/{program}.cpp")
-    folder = _folder(f"{program}-{variant.name}", sources, kernels, objects[0].parent.name)
-    source = f"tests/emulator/{program}.cpp"
-    main = _compile(["g++", *kernels, "-c", source], folder / f"{program}.o")
+    main = _compile(
+        ["g++", *kernels, "-c", f"tests/emulator/{program}.cpp"], binary.with_suffix(".o")
+    )
     # Addresses of code are those of the file, so that addr2line can name a plain access.
     link = ["g++", *variant.everywhere, "-no-pie", str(main), *map(str, objects)]
-    return _compile(link, folder / program)
+    return _compile(link, binary)
 
 
 NVCC_FLAGS = (
@@ -163,16 +171,19 @@ def _device_binary(program: str) -> Path:
 
 
 def build_for_device(program: str) -> Path:
-    """The binary of `program` for CUDA devices; one that was built elsewhere serves as well."""
+    """The binary of `program` for CUDA devices."""
     source = f"tests/emulator/{program}.cpp"
     return _compile(["nvcc", *NVCC_FLAGS, source], _device_binary(program))
 
 
 def device_refusal(*programs: str) -> str | None:
-    """Why `programs` cannot be built for a device, or None."""
-    if all(_device_binary(program).exists() for program in programs):
+    """Why `programs` cannot be built for host and device, or None.
+
+    Where they are built already, also on another machine, no compiler is asked for.
+    """
+    if all(_device_binary(p).exists() and _binary(p, HOOKED).exists() for p in programs):
         return None
-    return None if shutil.which("nvcc") else "nvcc is not on PATH"
+    return refusal() or (None if shutil.which("nvcc") else "nvcc is not on PATH")
 
 
 @dataclass
