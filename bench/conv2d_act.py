@@ -47,6 +47,7 @@ def cases(batch: int, dtype: str, quick: bool) -> list[Case]:
     def case(shape: ConvShape) -> Case:
         return Case(
             NAME,
+            NAME,
             str(shape).partition("-")[2],
             batch,
             dtype,

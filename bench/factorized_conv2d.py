@@ -79,6 +79,7 @@ def cases(batch: int, dtype: str, quick: bool) -> list[Case]:
     def case(shape: PairShape) -> Case:
         return Case(
             NAME,
+            NAME,
             str(shape).partition("-")[2],
             batch,
             dtype,
@@ -87,7 +88,7 @@ def cases(batch: int, dtype: str, quick: bool) -> list[Case]:
 
     found = [case(shape) for shape in shapes]
     if batch == 1:
-        found.append(Case("overhead", NAME, 1, "float32", overhead))
+        found.append(Case(NAME, "overhead", NAME, 1, "float32", overhead))
     return found
 
 

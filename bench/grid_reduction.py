@@ -53,6 +53,7 @@ def cases(batch: int, dtype: str, quick: bool) -> list[Case]:
     def case(shape: ReductionShape) -> Case:
         return Case(
             NAME,
+            NAME,
             str(shape).partition("-")[2],
             batch,
             dtype,

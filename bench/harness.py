@@ -38,6 +38,7 @@ from bench.results import Document, Row
 from bench.timers import CudaTimer, HostTimer, Timer, measure_ceilings
 from fused_inception import available_backends, testing
 from fused_inception.analysis import analyze
+from fused_inception.cli.bench import add_options
 
 BATCHES = (1, 8, 32, 64, 128, 256)
 CPU_BATCHES = (1, 8)
@@ -87,6 +88,7 @@ class Case:
     """One row to be.
 
     Attributes:
+        suite: the script that the case comes from.
         op: the op, the kind of block, or "network".
         shape: of one image and its filters.
         batch: images.
@@ -94,6 +96,7 @@ class Case:
         build: makes the subject in a dtype on a device.
     """
 
+    suite: str
     op: str
     shape: str
     batch: int
@@ -103,6 +106,14 @@ class Case:
     @property
     def label(self) -> str:
         return f"{self.op}/n{self.batch}-{self.shape}/{self.dtype}"
+
+    def command(self, device: torch.device) -> str:
+        """What measures this row alone."""
+        only = re.escape(self.label).replace(r"\-", "-")
+        return (
+            f"python -m bench {self.suite} --device {device.type} --batch {self.batch} "
+            f"--dtype {self.dtype} --only {shlex.quote(f'^{only}$')}"
+        )
 
 
 @dataclass(frozen=True)
@@ -197,6 +208,7 @@ def check(
         "passed": passed,
         "error": error if error < float("inf") else None,
         "limit": limit,
+        "p1_error": (reference[images].double().cpu() - oracle).abs().max().item(),
         "from_p1": spread if spread < float("inf") else None,
         "images": images,
     }
@@ -220,8 +232,7 @@ def measure(case: Case, device: torch.device, timer: Timer, policy: Policy, sess
         "batch": case.batch,
         "dtype": case.dtype,
         "session": session,
-        "command": f"python -m bench {case.op if case.op in SUITES else 'network'} "
-        f"--device {device.type} --only {shlex.quote('^' + re.escape(case.label) + '$')}",
+        "command": case.command(device),
     }
     with torch.no_grad(), testing.fp32_precision(precision):
         subject = case.build(dtype, device)
@@ -468,7 +479,7 @@ class Run:
             }
         )
         total = len(self.cases)
-        longest = 0.0
+        longest = max((row["seconds"] for row in document["rows"]), default=0.0)
         for case in todo:
             begun = time.monotonic()
             if self.budget is not None and begun - start + longest > self.budget:
@@ -488,13 +499,14 @@ class Run:
                     "dtype": case.dtype, "session": session, "status": "error", "times": {},
                     "error": f"{type(error).__name__}: {error}",
                 }  # fmt: skip
+            row["seconds"] = time.monotonic() - begun
             if row["status"] == "ok":
                 row["derived"] = results.derive(row, document["sessions"][session]["ceilings"])
             document["rows"].append(row)
             document["sessions"][session]["gpu_after"] = gpu_state(self.device)
             results.save(document, self.path)
             self.report(row, total - len(self.left(document)), total)
-            longest = max(longest, time.monotonic() - begun)
+            longest = max(longest, row["seconds"])
         return document
 
 
@@ -595,33 +607,6 @@ def format_row(row: Row) -> str:
     return line
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that the scripts and the command line share."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--quick", action="store_true", help="a short form, within three minutes")
-    parser.add_argument("--only", metavar="REGEX", help="rows whose label contains this")
-    parser.add_argument("--batch", metavar="N,N", type=_numbers, help="batch sizes")
-    parser.add_argument("--dtype", metavar="NAME,NAME", type=_names, help=", ".join(DTYPES))
-    parser.add_argument("--without", metavar="P3,P0", type=_names, default=[], help="no such peers")
-    parser.add_argument("--compile-all", action="store_true", help="P3 on every row")
-    parser.add_argument("--budget", metavar="SECONDS", type=float, help="begin no row after this")
-    parser.add_argument("--output", metavar="FILE.json", type=Path, help="result file, continued")
-    parser.add_argument("--fresh", action="store_true", help="write over the result file")
-    parser.add_argument("--commit", help="of a copy without history")
-    parser.add_argument("--threads", metavar="N", type=int, help="of the CPU")
-
-
-def _names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
-
-
-def _numbers(text: str) -> list[int]:
-    numbers = [int(name) for name in _names(text)]
-    if not numbers or min(numbers) < 1:
-        raise ValueError(text)
-    return numbers
-
-
 def make_run(args: argparse.Namespace, suites: Sequence[str], command: str) -> Run:
     """A run from parsed options.
 
@@ -637,6 +622,7 @@ def make_run(args: argparse.Namespace, suites: Sequence[str], command: str) -> R
     if args.output is not None and args.output.suffix != ".json":
         raise BenchError(f"--output takes a path that ends in .json, got {str(args.output)!r}")
     policy = QUICK if args.quick else Policy()
+    without = policy.without - ({"P3"} if args.compile_all else set()) | {*args.without}
     return Run(
         load_cases(
             suites,
@@ -649,11 +635,7 @@ def make_run(args: argparse.Namespace, suites: Sequence[str], command: str) -> R
         device,
         args.output or default_path(device, suites, args.quick),
         make_timer(device),
-        dataclasses.replace(
-            policy,
-            without=policy.without | frozenset(args.without),
-            compile_all=args.compile_all,
-        ),
+        dataclasses.replace(policy, without=without, compile_all=args.compile_all),
         args.budget,
         command,
         args.commit,

@@ -82,6 +82,7 @@ def cases(batch: int, dtype: str, quick: bool) -> list[Case]:
 
     def case(op: str, label: str, block: str, shape: tuple[int, ...]) -> Case:
         return Case(
+            NAME,
             op,
             label,
             batch,

@@ -233,9 +233,9 @@ def ceilings_of(document: Document, row: Row) -> dict[str, float] | None:
 def compare(old: Document, new: Document) -> list[dict[str, Any]]:
     """For each case that both hold: how our time has changed, and whether beyond the noise.
 
-    A change counts where the ranges from the 20th to the 80th percentile do not touch and the
-    medians are more than 2 % apart. `drift` is how P1 changed in the same rows: what it changed by
-    is the machine's doing.
+    A change counts where the medians are more than 2 % apart, and the ranges from the 20th to the
+    80th percentile do not touch: those of the times, and those of the ratios to P1, which was timed
+    in the same rounds. `drift` is how P1 itself changed, which is the machine's doing.
 
     Raises:
         BenchError: the documents are of different devices, or share no case.
@@ -250,7 +250,9 @@ def compare(old: Document, new: Document) -> list[dict[str, Any]]:
             continue
         earlier = before[row["label"]]
         one, two = time_of(earlier, earlier["ours"]), time_of(row, row["ours"])
-        apart = one["p20_us"] > two["p80_us"] or two["p20_us"] > one["p80_us"]
+        apart = _apart(one, two, "_us") and _apart(
+            *(r["ratios"].get("P1", {}).get("rotated") for r in (earlier, row)), ""
+        )
         change = two["median_us"] / one["median_us"]
         verdict = "within the noise"
         if apart and abs(change - 1) > 0.02:
@@ -269,6 +271,14 @@ def compare(old: Document, new: Document) -> list[dict[str, Any]]:
     if not found:
         raise BenchError("the two results share no timed case")
     return found
+
+
+def _apart(one: Any, two: Any, unit: str) -> bool:
+    """Whether two summaries do not touch; true where there is nothing to touch."""
+    if one is None or two is None:
+        return True
+    low, high = f"p20{unit}", f"p80{unit}"
+    return one[low] > two[high] or two[low] > one[high]
 
 
 def geometric_mean(values: Iterable[float]) -> float:

@@ -51,6 +51,7 @@ def cases(batch: int, dtype: str, quick: bool) -> list[Case]:
     def case(shape: SplitShape) -> Case:
         return Case(
             NAME,
+            NAME,
             str(shape).partition("-")[2],
             batch,
             dtype,
