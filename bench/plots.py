@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from bench import results
 from bench.results import Document, Row
@@ -30,7 +31,10 @@ _NAMES = {
     "P4": "P4 cuDNN graph",
     "ours": "ours",
 }
-_BAR_VARIANTS = ("P1", "P2", "P3", "P4", "ours")
+# Without P1, which is the line at 1.
+_BAR_VARIANTS = ("P2", "P3", "P4", "ours")
+# With more shapes than this, only some batches are drawn.
+_MANY_SHAPES = 12
 _MARKERS = "osD^vPX*"
 
 
@@ -67,18 +71,20 @@ def _time(row: Row, variant: str) -> Any:
 
 
 def _speeds(row: Row) -> dict[str, float]:
-    """Speed of each variant over P1's."""
+    """Speed of each variant over P1's, in the order in which they are drawn."""
     times = {variant: _time(row, variant) for variant in _BAR_VARIANTS}
-    return {variant: times["P1"] / time for variant, time in times.items() if time is not None}
+    return {variant: _time(row, "P1") / time for variant, time in times.items() if time is not None}
 
 
 def _bars(document: Document, op: str, rows: Sequence[Row]) -> Figure:
     batches = sorted({row["batch"] for row in rows})
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
+    if len(shapes) > _MANY_SHAPES and len(batches) > 3:
+        batches = [batches[0], batches[len(batches) // 2 - 1], batches[-1]]
     columns = min(3, len(batches))
     lines = -(-len(batches) // columns)
     present = [v for v in _BAR_VARIANTS if any(v in _speeds(row) for row in rows)]
-    height = 1.5 + lines * (0.75 + len(shapes) * (0.16 * len(present) + 0.14))
+    height = 1.5 + lines * (0.75 + len(shapes) * (0.15 * len(present) + 0.13))
     figure = _figure(
         document, f"{op}: speed over P1, {rows[0]['dtype']}", 2.6 + 3.1 * columns, height
     )
@@ -93,10 +99,8 @@ def _bars(document: Document, op: str, rows: Sequence[Row]) -> Figure:
         longest = 1.0
         for place, shape in enumerate(shapes):
             speeds = _speeds(by_shape[shape]) if shape in by_shape else {}
-            for offset, variant in enumerate(present):
-                if variant not in speeds:
-                    continue
-                y = place + (offset - (len(present) - 1) / 2) * 0.8 / len(present)
+            for offset, variant in enumerate(speeds):
+                y = place + (offset - (len(speeds) - 1) / 2) * 0.8 / len(present)
                 value = speeds[variant]
                 axes.barh(y, value, 0.8 / len(present) * 0.92, color=_COLORS[variant], zorder=2)
                 bold = "bold" if variant == "ours" else "normal"
@@ -110,8 +114,9 @@ def _bars(document: Document, op: str, rows: Sequence[Row]) -> Figure:
         axes.set_yticks(range(len(shapes)), shapes if index % columns == 0 else [], fontsize=6.5)
         axes.set_ylim(len(shapes) - 0.5, -0.5)
         axes.set_xlim(0, longest * 1.16)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         _style(axes, "x")
-    _legend(figure, present, height)
+    _legend(figure, present, height, "dotted line: P1 eager, folded")
     return figure
 
 
@@ -203,9 +208,9 @@ def _roofline(document: Document, dtype: str) -> Figure:
             marker=_MARKERS[index % len(_MARKERS)], color=shades[index % len(shades)], alpha=0.75,
             linewidths=0, zorder=4, label=op,
         )  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlim(low, high)
+    _logarithmic(axes, "x", low, high)
+    reached = [row["derived"]["tflops"] for row in rows]
+    _logarithmic(axes, "y", min(reached) / 1.5, matrix / 1e12 * 1.5)
     axes.set_xlabel("FLOP per byte that a fused op must move", fontsize=8, color=_MUTED)
     axes.set_ylabel("TFLOP/s reached", fontsize=8, color=_MUTED)
     _style(axes, "both")
@@ -222,6 +227,7 @@ def _errors(document: Document) -> Figure:
     rows = [row for row in results.timed_rows(document) if row["op"] != "overhead"]
     shades = ("#2a6fbb", "#c98a2b", "#4f9d69", "#a0488f")
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+    lowest = 1.0
     for index, dtype in enumerate(dtypes):
         for variant, marker, name in ((None, "o", "ours"), ("P3", "^", "P3")):
             points = []
@@ -231,6 +237,7 @@ def _errors(document: Document) -> Figure:
                 if row["dtype"] == dtype and gate is not None and time is not None:
                     share = max(gate["error"] / gate["limit"], 1e-3)
                     points.append((_time(row, "P1") / time, share))
+                    lowest = min(lowest, share)
             if points:
                 axes.scatter(
                     *zip(*points, strict=True), s=26, marker=marker, color=shades[index % 4],
@@ -242,8 +249,7 @@ def _errors(document: Document) -> Figure:
         "the gate: no time above this", (0.01, 1), xycoords=("axes fraction", "data"),
         xytext=(0, 4), textcoords="offset points", fontsize=6.5, color="#b5483a",
     )  # fmt: skip
-    axes.set_yscale("log")
-    axes.set_ylim(top=2)
+    _logarithmic(axes, "y", lowest / 1.5, 1.6)
     axes.set_xlabel("speed over P1", fontsize=8, color=_MUTED)
     axes.set_ylabel("error against float64, over what is allowed", fontsize=8, color=_MUTED)
     _style(axes, "both")
@@ -266,13 +272,30 @@ def _figure(document: Document, title: str, width: float, height: float) -> Figu
     return figure
 
 
-def _legend(figure: Figure, variants: Sequence[str], height: float) -> None:
+def _legend(figure: Figure, variants: Sequence[str], height: float, note: str = "") -> None:
     x = 0.02
     for variant in variants:
         y = 1 - 0.7 / height
         figure.text(x, y, "■", color=_COLORS[variant], fontsize=9, va="center")
-        figure.text(x + 0.016, y, _NAMES[variant], color=_TEXT, fontsize=7, va="center")
-        x += 0.05 + 0.0105 * len(_NAMES[variant]) * 8 / figure.get_figwidth()
+        figure.text(
+            x + 0.13 / figure.get_figwidth(),
+            y,
+            _NAMES[variant],
+            color=_TEXT,
+            fontsize=7,
+            va="center",
+        )
+        x += (0.35 + 0.062 * len(_NAMES[variant])) / figure.get_figwidth()
+    figure.text(x, 1 - 0.7 / height, note, color=_MUTED, fontsize=7, va="center")
+
+
+def _logarithmic(axes: Axes, which: str, low: float, high: float) -> None:
+    """A logarithmic axis from `low` to `high` with plain numbers at 1, 2 and 5."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=20))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def _style(axes: Axes, grid: str) -> None:
