@@ -7,6 +7,7 @@ rows.
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -24,8 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from fused_inception.ops.common import triton_runtime
-from fused_inception.ops.factorized_conv2d import triton_kernel as pair
-from fused_inception.ops.factorized_conv2d.configurations import DEVICE_CLASSES, Tile, load_table
+from fused_inception.ops.common.configurations import DEVICE_CLASSES, Tile, load_table
 
 POINTERS = {
     "float16": "*fp16",
@@ -42,32 +42,111 @@ MATRIX_INSTRUCTIONS = {
     "sm_120": "mma.sync",
 }
 # Arguments that are multiples of 16 by construction, because the launcher pads channels ...
-PADDED = {"c_in", "mid_channels", "channels"} | {
-    f"stride_{name}" for name in ("xn", "x_cross", "x_line", "src_n", "src_cross", "src_line")
-}
+PADDED = {
+    "c_in", "mid_channels", "channels", "stride_xn", "stride_xh", "stride_xw", "stride_x_cross",
+    "stride_x_line", "stride_src_n", "stride_src_cross", "stride_src_line",
+}  # fmt: skip
 # ... and those that are where the filters of a network are.
-OF_ANY_SIZE = {"c_mid", "c_out", "filters", "stored"} | {
-    f"stride_{name}" for name in ("yn", "y_cross", "y_line", "dst_n", "dst_cross", "dst_line")
-}
+OF_ANY_SIZE = {
+    "c_mid", "c_out", "c_row", "c_col", "filters", "stored", "pool_channels", "stride_yn",
+    "stride_y_cross", "stride_y_line", "stride_dst_n", "stride_dst_cross", "stride_dst_line",
+    "stride_y", "stride_y0", "stride_y1", "stride_y2", "stride_y3", "stride_y_row", "stride_y_col",
+    "stride_pool",
+}  # fmt: skip
 CLASSES = tuple(dict.fromkeys(DEVICE_CLASSES.values()))
+BIASED = {"HAS_BIAS": True, "RELU": True}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way a launcher may call a kernel.
+
+    Attributes:
+        constants: of the kernel; EVEN_K and those of the tile and precision come on top.
+        ones: arguments that are 1, which Triton makes constants of.
+        evens: the constants that say whether channels come in whole K blocks.
+        always_ragged: for kernels that mask every element.
+    """
+
+    op: str
+    kernel: str
+    name: str
+    constants: dict[str, Any]
+    ones: tuple[str, ...] = ()
+    evens: tuple[str, ...] = ("EVEN_K",)
+    always_ragged: bool = False
+
+
+def conv_constants(taps: int, padded: bool, segments: int) -> dict[str, Any]:
+    return {
+        "R": taps, "S": taps, "CHECK_H": padded, "CHECK_W": padded, "HAS_BIAS": True,
+        "SEGMENTS": segments, "RELUS": 2**segments - (1 if segments == 1 else 2),
+    }  # fmt: skip
+
+
+STEPS = ("step_h", "step_w")
+VARIANTS = (
+    Variant(
+        "factorized_conv2d", "factorized_conv2d_band_kernel", "pair",
+        {
+            "TAPS1": 7, "TAPS2": 7, "HAS_BIAS1": True, "HAS_BIAS2": True, "MID_RELU": True,
+            "RELU": True,
+        },
+        evens=("EVEN_K1", "EVEN_K2"),
+    ),
+    Variant(
+        "factorized_conv2d", "shifted_conv_kernel", "cross",
+        {"ALONG_LINE": False, "TAPS": 7, **BIASED},
+    ),
+    Variant(
+        "factorized_conv2d", "shifted_conv_kernel", "line",
+        {"ALONG_LINE": True, "TAPS": 7, **BIASED},
+    ),
+    Variant("conv2d_act", "conv2d_act_kernel", "1x1", conv_constants(1, False, 1), STEPS),
+    Variant("conv2d_act", "conv2d_act_kernel", "1x1x4", conv_constants(1, False, 4), STEPS),
+    Variant("conv2d_act", "conv2d_act_kernel", "3x3", conv_constants(3, True, 1), STEPS),
+    Variant("conv2d_act", "conv2d_act_kernel", "3x3s2", conv_constants(3, False, 1)),
+    Variant(
+        "conv2d_act", "conv2d_act_few_channels_kernel", "3x3s2",
+        {"CHANNELS": 3, "R": 3, "S": 3, "CHECK_H": False, "CHECK_W": False, **BIASED},
+        evens=(), always_ragged=True,
+    ),
+    Variant(
+        "conv2d_act", "conv2d_act_few_channels_kernel", "7x7s2",
+        {"CHANNELS": 8, "R": 7, "S": 7, "CHECK_H": True, "CHECK_W": True, **BIASED},
+        evens=(), always_ragged=True,
+    ),
+    Variant(
+        "split_conv2d", "split_conv2d_kernel", "3",
+        {"TAPS_ROW": 3, "TAPS_COL": 3, "HAS_BIAS_ROW": True, "HAS_BIAS_COL": True, "RELU": True},
+    ),
+    Variant("grid_reduction", "grid_reduction_kernel", "max", {"KERNEL": 3, "MAX": True, **BIASED}),
+    Variant(
+        "grid_reduction", "grid_reduction_kernel", "avg", {"KERNEL": 3, "MAX": False, **BIASED}
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Case:
     """One kernel compiled one way."""
 
-    kernel: str
-    variant: str
+    variant: Variant = field(hash=False)
     device_class: str
     precision: str
     tile: Tile
     constants: dict[str, Any] = field(hash=False)
     even: bool
 
+    @property
+    def kernel(self) -> str:
+        return self.variant.kernel
+
     def __str__(self) -> str:
         t = self.tile
         return (
-            f"{self.device_class}-{self.kernel}-{self.variant}-{self.precision}"
+            f"{self.device_class}-{self.kernel}-{self.variant.name}"
+            f"-{'even' if self.even else 'ragged'}-{self.precision}"
             f"-{t.block_p}x{t.block_f}x{t.block_k}-w{t.num_warps}s{t.num_stages}"
         )
 
@@ -83,50 +162,44 @@ class Row:
     instruction: str
 
 
+def case_of(variant: Variant, device_class: str, precision: str, tile: Tile, even: bool) -> Case:
+    """`variant` with the constants of a tile and a precision."""
+    constants = {
+        **variant.constants,
+        **dict.fromkeys(variant.evens, even),
+        "BLOCK_P": tile.block_p,
+        "BLOCK_F": tile.block_f,
+        "BLOCK_K": tile.block_k,
+        "TF32": precision == "float32_tf32",
+        "UPCAST": False,
+    }
+    return Case(variant, device_class, precision, tile, constants, even)
+
+
 def cases() -> Iterator[Case]:
     """Every kernel × variant × tile × precision × device class of the tables.
 
     "even" has channels in whole K blocks and filters in multiples of 16; "ragged" has neither.
     """
     for device_class in CLASSES:
-        for precision, tiles in load_table(device_class).tiles.items():
-            for tile in tiles:
-                shared = {
-                    "BLOCK_P": tile.block_p,
-                    "BLOCK_F": tile.block_f,
-                    "BLOCK_K": tile.block_k,
-                    "TF32": precision == "float32_tf32",
-                    "UPCAST": False,
-                }
-                for variant in ("even",) if tile.whole else ("even", "ragged"):
-                    even = variant == "even"
-                    yield Case(
-                        "factorized_conv2d_band_kernel", variant, device_class, precision, tile,
-                        {
-                            "TAPS1": 7, "TAPS2": 7, "HAS_BIAS1": True, "HAS_BIAS2": True,
-                            "MID_RELU": True, "RELU": True, "EVEN_K1": even, "EVEN_K2": even,
-                            **shared,
-                        },
-                        even,
-                    )  # fmt: skip
-                    for along_line in (False, True):
-                        name = f"{'line' if along_line else 'cross'}-{variant}"
-                        yield Case(
-                            "shifted_conv_kernel", name, device_class, precision, tile,
-                            {
-                                "ALONG_LINE": along_line, "TAPS": 7, "HAS_BIAS": True,
-                                "RELU": True, "EVEN_K": even, **shared,
-                            },
-                            even,
-                        )  # fmt: skip
+        for variant in VARIANTS:
+            for precision, tiles in load_table(variant.op, device_class).tiles.items():
+                for tile in tiles:
+                    if not (variant.always_ragged and tile.whole):
+                        if not variant.always_ragged:
+                            yield case_of(variant, device_class, precision, tile, True)
+                        if not tile.whole:
+                            yield case_of(variant, device_class, precision, tile, False)
 
 
 def compile_case(case: Case) -> CompiledKernel:
     """The kernel of `case`, specialised as a launch would specialise its arguments."""
-    kernel = getattr(pair, case.kernel)
+    module = f"fused_inception.ops.{case.variant.op}.triton_kernel"
+    kernel = getattr(importlib.import_module(module), case.kernel)
+    constants = {**case.constants, **dict.fromkeys(case.variant.ones, 1)}
     signature, attributes = {}, {}
     for index, (name, parameter) in enumerate(zip(kernel.arg_names, kernel.params, strict=True)):
-        if name in case.constants:
+        if name in constants:
             signature[name] = "constexpr"
             continue
         is_pointer = name.endswith("_ptr")
@@ -137,7 +210,7 @@ def compile_case(case: Case) -> CompiledKernel:
             multiple_of_16 = name in PADDED or (case.even and name in OF_ANY_SIZE)
         if multiple_of_16:
             attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constexprs=case.constants, attrs=attributes)
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", int(case.device_class.removeprefix("sm_")), 32)
     options = {
         "num_warps": case.tile.num_warps,
@@ -184,7 +257,7 @@ def faults(case: Case, row: Row) -> list[str]:
     found = []
     if row.spill_stores or row.spill_loads:
         found.append(f"spills {row.spill_stores} + {row.spill_loads} bytes")
-    limit = load_table(case.device_class).shared_memory_bytes
+    limit = load_table(case.variant.op, case.device_class).shared_memory_bytes
     if row.shared_memory > limit:
         found.append(f"{row.shared_memory} bytes of shared memory, limit {limit}")
     expected = MATRIX_INSTRUCTIONS[case.device_class]

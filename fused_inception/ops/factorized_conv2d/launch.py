@@ -7,27 +7,33 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from fused_inception.ops.common import dispatch
-from fused_inception.ops.common.geometry import (
-    dense_channels_last,
-    empty_channels_last,
-    with_channels_last_strides,
+from fused_inception.ops.common.configurations import (
+    Product,
+    Table,
+    Tile,
+    choose_tile,
+    device_table,
+    padded,
+)
+from fused_inception.ops.common.geometry import empty_channels_last, with_channels_last_strides
+from fused_inception.ops.common.launching import (
+    CHANNEL_MULTIPLE,
+    arithmetic,
+    dense_bias,
+    image_ranges,
+    images_per_launch,
+    on_device,
+    operand,
+    size_refusal,
 )
 from fused_inception.ops.common.precision import conv_precision
 
 from . import aten
-from .configurations import Table, Tile, choose_tile, device_class, load_table, padded
 
 if TYPE_CHECKING:
     from .op import Problem
 
 NAME = "factorized_conv2d"
-
-# Bytes to which the kernels' operands are aligned, and the multiple of channels that they take.
-# Triton specialises on multiples of 16 of either; with less, loads are narrow and tiles spill.
-ALIGNMENT = 16
-CHANNEL_MULTIPLE = 16
-# Rows of one launch: keeps row numbers, and the last tile's overhang, inside int32.
-MAX_ROWS = 2**30
 
 
 def _run_aten(problem: Problem, *args: Any) -> torch.Tensor:
@@ -35,10 +41,9 @@ def _run_aten(problem: Problem, *args: Any) -> torch.Tensor:
 
 
 def _can_run_triton(problem: Problem) -> str | None:
-    reason = dispatch.triton_refusal(problem.dtype, problem.device)
-    if reason is None and problem.height * problem.width > MAX_ROWS:
-        reason = f"a map of {problem.height}x{problem.width}; takes up to 2^30 pixels"
-    return reason
+    return dispatch.triton_refusal(problem.dtype, problem.device) or size_refusal(
+        problem.height, problem.width
+    )
 
 
 def _run_triton(
@@ -51,16 +56,12 @@ def _run_triton(
     mid_activation: str,
     activation: str,
 ) -> torch.Tensor:
-    shape = (problem.batch, problem.c_out, problem.height, problem.width)
-    output = empty_channels_last(shape, input)
+    output = empty_channels_last(problem.output_shape, input)
     if problem.batch == 0:
         return output
     call = Call(problem, input, weight1, bias1, weight2, bias2, output, mid_activation, activation)
     launch = launch_bands if use_bands(problem, call.table, call.tile) else launch_two
-    if problem.device.type == "cuda":
-        with torch.cuda.device(problem.device):
-            launch(call)
-    else:
+    with on_device(problem.device):
         launch(call)
     return output
 
@@ -72,12 +73,6 @@ BACKENDS = (
 )
 
 
-def device_table(device: torch.device) -> Table:
-    """The configurations for `device`; the interpreter uses those that fit every device."""
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
-    return load_table(device_class(capability))
-
-
 def lines_per_band(problem: Problem, tile: Tile) -> int:
     """Whole lines that fit a tile; 0 where one line is longer than it."""
     return tile.block_p // problem.line_size
@@ -86,15 +81,17 @@ def lines_per_band(problem: Problem, tile: Tile) -> int:
 def use_bands(problem: Problem, table: Table, tile: Tile) -> bool:
     """Whether the one-launch form pays.
 
-    Both forms give bitwise the same result, so this may look at the batch.
+    Both forms give bitwise the same result, so this may look at the batch. Bands run where their
+    lines fill at least `min_band_fill` of the rows of a tile, and they at least `min_band_waves` of
+    the multiprocessors.
     """
     from fused_inception.ops.common.triton_runtime import multiprocessors
 
     lines = lines_per_band(problem, tile)
-    if lines * problem.line_size < table.min_band_fill * tile.block_p:
+    if lines * problem.line_size < table.settings["min_band_fill"] * tile.block_p:
         return False
     bands = -(-problem.batch * problem.cross_size // lines)
-    return bands >= table.min_band_waves * multiprocessors(problem.device)
+    return bands >= table.settings["min_band_waves"] * multiprocessors(problem.device)
 
 
 class Strides(NamedTuple):
@@ -126,16 +123,19 @@ class Call:
     ) -> None:
         p = self.problem = problem
         self.precision = conv_precision(p.dtype)
-        self.table = device_table(p.device)
-        tiles = self.table.tiles[self.precision]
-        self.tile = choose_tile(tiles, p.c_in, p.c_mid, p.c_out, p.taps1, p.taps2)
+        self.table = device_table(NAME, p.device)
+        self.tile = choose_tile(
+            self.table.tiles[self.precision],
+            Product(p.c_mid, p.taps1, p.c_in),
+            Product(p.c_out, p.taps2, p.c_mid),
+        )
         self.c_in = padded(p.c_in, CHANNEL_MULTIPLE)
         self.c_mid = padded(p.c_mid, CHANNEL_MULTIPLE)
-        self.input = dense_channels_last(input, ALIGNMENT, self.c_in)
-        self.weight1 = dense_channels_last(weight1, ALIGNMENT, self.c_in)
-        self.weight2 = dense_channels_last(weight2, ALIGNMENT, self.c_mid)
-        self.bias1 = None if bias1 is None else bias1.contiguous()
-        self.bias2 = None if bias2 is None else bias2.contiguous()
+        self.input = operand(input, self.c_in)
+        self.weight1 = operand(weight1, self.c_in)
+        self.weight2 = operand(weight2, self.c_mid)
+        self.bias1 = dense_bias(bias1)
+        self.bias2 = dense_bias(bias2)
         self.output = output
         self.mid_relu = mid_activation == "relu"
         self.relu = activation == "relu"
@@ -146,21 +146,6 @@ class Call:
         row, pixel = p.width * channels, channels
         cross, line = (pixel, row) if p.row_first else (row, pixel)
         return Strides(p.height * row, cross, line)
-
-    def arithmetic(self) -> dict[str, Any]:
-        """The arguments of a launch that decide how products are formed."""
-        from fused_inception.ops.common.triton_runtime import INTERPRETING
-
-        return {
-            "BLOCK_P": self.tile.block_p,
-            "BLOCK_F": self.tile.block_f,
-            "BLOCK_K": self.tile.block_k,
-            "TF32": self.precision == "float32_tf32",
-            "UPCAST": INTERPRETING and self.precision == "bfloat16",
-            "num_warps": self.tile.num_warps,
-            "num_stages": self.tile.num_stages,
-            "maxnreg": self.tile.max_registers,
-        }
 
 
 def launch_bands(call: Call, first_image: int = 0) -> None:
@@ -174,12 +159,12 @@ def launch_bands(call: Call, first_image: int = 0) -> None:
 
     p, tile = call.problem, call.tile
     lines = lines_per_band(p, tile)
-    images = max(1, MAX_ROWS // (p.height * p.width))
-    resident = multiprocessors(p.device) * call.table.programs_per_multiprocessor
-    programs = min(resident, -(-min(images, p.batch) * p.cross_size // lines))
+    resident = multiprocessors(p.device) * int(call.table.settings["programs_per_multiprocessor"])
+    programs = min(resident, -(-p.batch * p.cross_size // lines))
     scratch = call.input.new_empty(programs * tile.block_p * call.c_mid)
-    for first in range(first_image, p.batch, images):
-        num_lines = min(images, p.batch - first) * p.cross_size
+    at_once = images_per_launch(p.batch, p.height * p.width)
+    for first, images in image_ranges(p.batch, at_once, first_image):
+        num_lines = images * p.cross_size
         factorized_conv2d_band_kernel[(min(programs, -(-num_lines // lines)),)](
             call.input,
             call.weight1,
@@ -207,7 +192,7 @@ def launch_bands(call: Call, first_image: int = 0) -> None:
             RELU=call.relu,
             EVEN_K1=call.c_in % tile.block_k == 0,
             EVEN_K2=call.c_mid % tile.block_k == 0,
-            **call.arithmetic(),
+            **arithmetic(tile, call.precision),
         )
 
 
@@ -221,13 +206,14 @@ def launch_two(call: Call, first_image: int = 0) -> None:
     p, tile = call.problem, call.tile
     pixels = p.height * p.width
     image_bytes = pixels * call.c_mid * call.input.element_size()
-    images = max(1, min(call.table.l2_bytes // image_bytes, MAX_ROWS // pixels, p.batch))
-    mid = call.input.new_empty(images * pixels * call.c_mid)
+    in_l2 = int(call.table.settings["l2_bytes"]) // image_bytes
+    at_once = images_per_launch(p.batch, pixels, in_l2)
+    mid = call.input.new_empty(at_once * pixels * call.c_mid)
     # The intermediate tensor is ordered (image, line, position on the line, channel).
     mid_strides = Strides(pixels * call.c_mid, p.line_size * call.c_mid, call.c_mid)
-    arithmetic = call.arithmetic()
-    for first in range(first_image, p.batch, images):
-        rows = min(images, p.batch - first) * pixels
+    options = arithmetic(tile, call.precision)
+    for first, images in image_ranges(p.batch, at_once, first_image):
+        rows = images * pixels
         row_tiles = -(-rows // tile.block_p)
         shifted_conv_kernel[(row_tiles * -(-call.c_mid // tile.block_f),)](
             call.input,
@@ -249,7 +235,7 @@ def launch_two(call: Call, first_image: int = 0) -> None:
             HAS_BIAS=call.bias1 is not None,
             RELU=call.mid_relu,
             EVEN_K=call.c_in % tile.block_k == 0,
-            **arithmetic,
+            **options,
         )
         shifted_conv_kernel[(row_tiles * -(-p.c_out // tile.block_f),)](
             mid,
@@ -271,5 +257,5 @@ def launch_two(call: Call, first_image: int = 0) -> None:
             HAS_BIAS=call.bias2 is not None,
             RELU=call.relu,
             EVEN_K=call.c_mid % tile.block_k == 0,
-            **arithmetic,
+            **options,
         )

@@ -38,6 +38,10 @@ class Problem(NamedTuple):
     device: torch.device
 
     @property
+    def output_shape(self) -> tuple[int, int, int, int]:
+        return self.batch, self.c_out, self.height, self.width
+
+    @property
     def line_size(self) -> int:
         return self.height if self.row_first else self.width
 
@@ -93,8 +97,7 @@ def _implementation(*args: Any) -> torch.Tensor:
 
 
 def _fake(*args: Any) -> torch.Tensor:
-    p = _check(*args)
-    return empty_channels_last((p.batch, p.c_out, p.height, p.width), args[0])
+    return empty_channels_last(_check(*args).output_shape, args[0])
 
 
 _operator = register(

@@ -32,6 +32,10 @@ class Problem(NamedTuple):
     dtype: torch.dtype
     device: torch.device
 
+    @property
+    def output_shape(self) -> tuple[int, int, int, int]:
+        return self.batch, self.c_out + self.c_in, self.out_height, self.out_width
+
 
 def _check(
     input: torch.Tensor,
@@ -70,8 +74,7 @@ def _implementation(*args: Any) -> torch.Tensor:
 
 
 def _fake(*args: Any) -> torch.Tensor:
-    p = _check(*args)
-    return empty_channels_last((p.batch, p.c_out + p.c_in, p.out_height, p.out_width), args[0])
+    return empty_channels_last(_check(*args).output_shape, args[0])
 
 
 _operator = register(

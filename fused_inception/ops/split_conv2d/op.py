@@ -30,6 +30,10 @@ class Problem(NamedTuple):
     dtype: torch.dtype
     device: torch.device
 
+    @property
+    def output_shape(self) -> tuple[int, int, int, int]:
+        return self.batch, self.c_row + self.c_col, self.height, self.width
+
 
 def _check(
     input: torch.Tensor,
@@ -78,8 +82,7 @@ def _implementation(*args: Any) -> torch.Tensor:
 
 
 def _fake(*args: Any) -> torch.Tensor:
-    p = _check(*args)
-    return empty_channels_last((p.batch, p.c_row + p.c_col, p.height, p.width), args[0])
+    return empty_channels_last(_check(*args).output_shape, args[0])
 
 
 _operator = register(
