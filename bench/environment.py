@@ -25,7 +25,6 @@ _SMI_FIELDS = (
     "clocks.mem",
     "clocks.max.sm",
     "clocks.max.mem",
-    "clocks_throttle_reasons.active",
     "temperature.gpu",
     "power.draw",
     "power.limit",

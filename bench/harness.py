@@ -39,6 +39,7 @@ from bench.timers import CudaTimer, HostTimer, Timer, measure_ceilings
 from fused_inception import available_backends, testing
 from fused_inception.analysis import analyze
 from fused_inception.cli.bench import add_options
+from fused_inception.ops.common.launching import on_device
 
 BATCHES = (1, 8, 32, 64, 128, 256)
 CPU_BATCHES = (1, 8)
@@ -467,6 +468,8 @@ class Run:
         if not todo:
             return document
         session = len(document["sessions"])
+        with on_device(self.device):
+            ceilings = self.measure_ceilings(self.device)
         document["sessions"].append(
             {
                 "date": _now(),
@@ -475,7 +478,7 @@ class Run:
                 | {"without": sorted(self.policy.without)},
                 "modes": list(self.timer.modes),
                 "gpu_before": gpu_state(self.device),
-                "ceilings": self.measure_ceilings(self.device),
+                "ceilings": ceilings,
             }
         )
         total = len(self.cases)
@@ -491,7 +494,7 @@ class Run:
             document["attempts"][case.label] = attempts + 1
             results.save(document, self.path)
             try:
-                with _cudnn_benchmark():
+                with _cudnn_benchmark(), on_device(self.device):
                     row = measure(case, self.device, self.timer, policy, session)
             except Exception as error:  # the other rows are worth having
                 row = {

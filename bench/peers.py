@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -115,9 +116,26 @@ def compile_frozen(module: nn.Module, example: Tensor) -> Callable[[Tensor], Ten
     torch._dynamo.reset()
     mode = "max-autotune-no-cudagraphs" if example.is_cuda else "default"
     compiled = torch.compile(module, mode=mode, fullgraph=True, dynamic=False)
-    with inductor.patch(freezing=True):
+    with inductor.patch(freezing=True), _legacy_tf32_switch():
         compiled(example)
     return cast("Callable[[Tensor], Tensor]", compiled)
+
+
+@contextmanager
+def _legacy_tf32_switch() -> Iterator[None]:
+    """Lets `cudnn.allow_tf32` be read, and say what the convolutions' own switch says.
+
+    Inductor's templates of convolutions read it, and reading raises wherever the newer switches are
+    not all alike. Writing it sets those.
+    """
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.conv.fp32_precision
+    cudnn.allow_tf32 = before == "tf32"
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = True  # PyTorch's default, and that of the switches beside
+        cudnn.conv.fp32_precision = before
 
 
 def cudnn_graph_refusal(device: torch.device) -> str | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 Function = Callable[[Tensor], Tensor]
 Sampler = Callable[[], float]
 
-_MAX_INPUTS = 512
+_MAX_INPUTS = 2048
 _MAX_CALLS = 1000
 _CPU_INPUTS = 4
 # Calls in a captured graph of one input.

@@ -47,6 +47,7 @@ from fused_inception.ops.common.configurations import (
     load_table,
     padded,
 )
+from fused_inception.ops.common.launching import on_device
 from fused_inception.ops.common.precision import conv_precision
 
 OPS = ("factorized_conv2d", "split_conv2d", "grid_reduction", "conv2d_act")
@@ -157,7 +158,7 @@ class GpuTiming:
 
     def __call__(self, tile: Tile, case: Case) -> tuple[float, tuple[Product, ...]] | str:
         dtype, precision = DTYPES[case.dtype]
-        with torch.no_grad(), testing.fp32_precision(precision):
+        with torch.no_grad(), testing.fp32_precision(precision), on_device(self.device):
             if self.built is None or self.built[0].label != case.label:
                 subject = case.build(dtype, self.device)
                 self.built = (case, subject, subject.folded(subject.input))

@@ -234,12 +234,30 @@ def test_the_compiler_is_a_peer_where_a_target_asks(tmp_path: Path, monkeypatch,
 @pytest.mark.slow
 def test_the_compiler_is_a_peer_on_a_cpu(tmp_path: Path):
     """The real one: compiled, frozen, through its gate."""
+    torch._dynamo.utils.counters.clear()
     policy = Policy(rounds=1, without=frozenset({"P0"}), compile_all=True)
     run = Run(pair_cases(), CPU, tmp_path / "result.json", HostTimer(0.0), policy)
     (row,) = run()["rows"]
     assert "P3" in row["times"], row["refused"]
     assert row["gates"]["P3"]["passed"]
     assert row["derived"]["ratio_p3"] > 0
+    # Compiled once: a second program would not be a frozen one.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_a_compiler_can_read_the_older_switch(monkeypatch, precision: str):
+    """Inductor's convolutions do so on a GPU, where it must not cost us the peer."""
+    seen = []
+
+    def compile(module: object, **options: object) -> Callable[[torch.Tensor], None]:
+        return lambda example: seen.append(torch.backends.cudnn.allow_tf32)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    with testing.fp32_precision(precision):
+        peers.compile_frozen(torch.nn.Identity(), torch.ones(1))
+        assert torch.backends.cudnn.conv.fp32_precision == precision
+    assert seen == [precision == "tf32"]
 
 
 def change_ours(monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor], torch.Tensor]):
