@@ -96,7 +96,7 @@ class Driver:
                 if seconds <= 0:
                     return "left"
             before = self._done(piece)
-            exit_code = call(self.command(piece, seconds), self.folder, seconds + _GRACE)
+            exit_code = call(self.command(piece, seconds), seconds + _GRACE)
             in_vain = 0 if self._done(piece) > before else in_vain + 1
             if piece not in TESTS:
                 if exit_code in (0, EXIT_FAILED, EXIT_ERROR):
@@ -136,7 +136,7 @@ class Driver:
         return merged
 
 
-def call(command: list[str], folder: Path, seconds: float) -> int:
+def call(command: list[str], seconds: float) -> int:
     """Run a command; killed with all it has started after `seconds`.
 
     Returns:
@@ -145,8 +145,8 @@ def call(command: list[str], folder: Path, seconds: float) -> int:
     print(f"$ {' '.join(command)}", flush=True)
     environment = _environment()
     # Compiled once, whichever process needs it.
-    environment.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
-    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
+    for variable, name in (("TRITON_CACHE_DIR", "triton"), ("TORCHINDUCTOR_CACHE_DIR", "inductor")):
+        environment.setdefault(variable, str(ROOT / "build" / "cache" / name))
     process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
     try:
         return process.wait(timeout=seconds)

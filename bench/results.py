@@ -11,7 +11,9 @@ A document is what JSON holds:
     attempts    how often a row was begun, by its label
     rows        one for each case: see `row_times` and docs/benchmarks.md
 
-Rows of several documents of one device, code and versions can be merged into one.
+Rows of several documents of one device, code and versions can be merged into one:
+
+    python -m bench.results all.json part.json part.json
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import json
 import math
 import os
 import statistics
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -285,3 +288,19 @@ def geometric_mean(values: Iterable[float]) -> float:
     """The mean of ratios."""
     logs = [math.log(value) for value in values]
     return math.exp(sum(logs) / len(logs))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Merges the files that are named after the first into that one; returns 0, or 2."""
+    try:
+        if len(argv) < 2:
+            raise BenchError("usage: python -m bench.results MERGED.json PART.json...")
+        save(merge([load(Path(part)) for part in argv[1:]]), Path(argv[0]))
+    except BenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -47,7 +47,7 @@ class Timer(Protocol):
 class HostTimer:
     """The host's clock, for functions that have finished when they return."""
 
-    modes = ("eager",)
+    modes: tuple[str, ...] = ("eager",)
 
     def __init__(self, sample_seconds: float = 0.02) -> None:
         self.sample_seconds = sample_seconds

@@ -481,6 +481,10 @@ def test_parts_are_merged(tmp_path: Path, fake_gpu: None):
     assert merged["rows"][0]["ours"] == "newer"
     assert [row["session"] for row in merged["rows"]] == [2, 1]
     assert len(merged["sessions"]) == 3
+    path = tmp_path / "merged.json"
+    assert results.main([str(path), str(tmp_path / "1.json"), str(tmp_path / "2.json")]) == 0
+    assert len(results.load(path)["rows"]) == 2
+    assert results.main([str(path)]) == 2
     other = {**parts[1], "device": {**parts[1]["device"], "name": "Other GPU"}}
     with pytest.raises(BenchError, match="not parts of one result: device name"):
         results.merge([parts[0], other])

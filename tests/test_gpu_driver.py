@@ -114,7 +114,7 @@ class FakeCalls:
         self.seconds: list[float] = []
         self.done = 0
 
-    def __call__(self, command: list[str], folder: Path, seconds: float) -> int:
+    def __call__(self, command: list[str], seconds: float) -> int:
         code, progress = self.plan.pop(0)
         self.seconds.append(seconds)
         self.clock[0] += seconds
@@ -182,8 +182,8 @@ def test_the_commands_of_the_pieces(driver: Driver):
     assert "sanitize" in " ".join(driver.command("sanitize", 100))
 
 
-def test_a_process_that_does_not_end_is_killed(tmp_path: Path, capfd):
-    code = gpu.call([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, 0.5)
+def test_a_process_that_does_not_end_is_killed(capfd):
+    code = gpu.call([sys.executable, "-c", "import time; time.sleep(60)"], 0.5)
     assert code == 3
     assert "killed after 0 s" in capfd.readouterr().out
 

@@ -143,9 +143,16 @@ def _show(results: Any, document: Any, console: "Console") -> None:
     commit = "unknown commit" if code["commit"] is None else f"commit {code['commit'][:12]}"
     dirty = " with changes" if code["dirty"] else ""
     versions = document["versions"]
-    console.print(
-        f"{device['name']}, torch {versions['torch']}, triton {versions['triton']}, {commit}{dirty}"
-    )
+    dates = sorted(session["date"][:10] for session in document["sessions"])
+    console.print(f"{device['name']}, {commit}{dirty}, {dates[-1] if dates else 'no session'}")
+    names = ("torch", "triton", "cuda", "cudnn")
+    parts = [f"{name} {versions[name]}" for name in names if versions.get(name)]
+    drivers = {
+        session["gpu_before"]["driver_version"]
+        for session in document["sessions"]
+        if session.get("gpu_before")
+    }
+    console.print(", ".join([*parts, *(f"driver {driver}" for driver in sorted(drivers))]))
     if device["kind"] == "cpu":
         console.print("On a CPU only the ratios are a claim.")
     for session in document["sessions"]:
