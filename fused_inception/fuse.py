@@ -1,6 +1,7 @@
-"""Replaces the Inception blocks of a model by fused ones that fall back to the original.
+"""Replaces blocks and convolution units of a model by fused ones that fall back to the original.
 
-A recognized block is replaced by a `FusedBlock` that takes over the block's dictionaries of
+A recognized block is replaced by a `FusedBlock`, and so is a unit, a block of one convolution,
+where no recognized block is around it. The `FusedBlock` takes over the block's dictionaries of
 children, parameters, buffers and hooks, so names, state dict and hooks stay what they are. The
 block itself lives on inside, unregistered; its forward runs wherever the fused one would not mean
 the same: in training mode, where autograd would record, under hooks on inner modules, and when the
@@ -29,9 +30,12 @@ from torch.autograd import forward_ad
 from fused_inception.blocks import FUSED_BLOCKS, ConvWeights
 from fused_inception.folding import fold_batch_norm, type_name
 from fused_inception.recognize import (
+    CONV_UNIT,
     BlockMatch,
     NotRecognizedError,
-    find_candidates,
+    StandIn,
+    find_blocks,
+    find_units,
     global_hooks_installed,
     hook_refusal,
     recognize,
@@ -160,8 +164,8 @@ class _Warning:
             )
 
 
-class FusedBlock(nn.Module):
-    """A recognized block in its fused form, which stands in for the original in every respect.
+class FusedBlock(StandIn):
+    """A recognized block or unit in its fused form, which stands in for the original throughout.
 
     Children, parameters, buffers and hooks are the original's own, under their names; attributes
     and methods that are not found here are the original's. `fuse` makes these; see there for when
@@ -174,7 +178,6 @@ class FusedBlock(nn.Module):
     """
 
     _OWN = frozenset({"_original", "_match", "_reason", "_snapshot", "_warning"})
-    _original: nn.Module
     _match: BlockMatch
     _reason: str | None
     _snapshot: _Snapshot | None
@@ -218,7 +221,7 @@ class FusedBlock(nn.Module):
         # torch.jit.trace records is meant to run without this package.
         if (
             self.training
-            or type(self) is not FusedBlock
+            or type(self) not in _FUSED_CLASSES
             or "_is_replica" in vars(self)
             or type(input) not in (Tensor, nn.Parameter)
             or input.dim() != 4
@@ -270,7 +273,7 @@ class FusedBlock(nn.Module):
             reason = None
             try:
                 if not recognized:
-                    self._match = recognize(self._original)
+                    self._match = _recognize_alone(self._original)
             except NotRecognizedError as error:
                 reason = str(error)
             else:
@@ -278,6 +281,15 @@ class FusedBlock(nn.Module):
             self._reason = reason
             self._snapshot = snapshot
         return snapshot
+
+    def _release(self) -> nn.Module:
+        # Gives the original back. Should this still be in use elsewhere, it folds anew.
+        with _rebuild_lock:
+            self._snapshot = None
+            for name in [name for name in self._buffers if name.startswith(_FOLDED)]:
+                del self._buffers[name]
+                self._non_persistent_buffers_set.discard(name)
+        return self._original
 
     def _fold(self) -> None:
         # Ordinary tensors also where the model runs in inference mode: such can be written later.
@@ -345,8 +357,9 @@ class FusedBlock(nn.Module):
         # What the original's forward may read goes to the original; dictionaries are shared, so
         # registering there is registering here.
         state = vars(self)
-        if name == "training" and "_original" in state:
-            state["_original"].training = value
+        # nn.Sequential makes a new dictionary of the rest when a child is deleted.
+        if name in ("training", "_modules") and "_original" in state:
+            vars(state["_original"])[name] = value
         if name in self._OWN or "_original" not in state:
             state[name] = value
         elif name in _MODULE_STATE or hasattr(type(self), name):
@@ -380,6 +393,17 @@ class FusedBlock(nn.Module):
         return f"kind={self._match.kind!r}, original={type(self._original).__qualname__}"
 
 
+class FusedSequential(FusedBlock, nn.Sequential):
+    """A fused unit that was an nn.Sequential: it can be indexed, iterated and changed as one."""
+
+    def __getitem__(self, index: Any) -> Any:
+        """A child, or for a slice a sequence of some of them, as the original gives it."""
+        return self._original[index]  # type: ignore[index]
+
+
+_FUSED_CLASSES = (FusedBlock, FusedSequential)
+
+
 def _rebuild_after_load(module: nn.Module, incompatible_keys: Any) -> None:
     # The dictionary of hooks is the original's too.
     if isinstance(module, FusedBlock):
@@ -391,8 +415,8 @@ class FusionReport:
     """What `fuse` has done to a model, or could do.
 
     Attributes:
-        replaced: (qualified name, kind) of the blocks that run fused.
-        skipped: (qualified name, reason) of the blocks that do not.
+        replaced: (qualified name, kind) of the blocks and units that run fused.
+        skipped: (qualified name, reason) of those that do not.
     """
 
     replaced: list[tuple[str, str]] = field(default_factory=list)
@@ -416,68 +440,74 @@ def fuse(
     filter_fn: Callable[[str, nn.Module], bool] | None = None,
     strict: bool = False,
 ) -> nn.Module:
-    """Replaces the Inception blocks of a model by fused ones.
+    """Replaces the Inception blocks of a model, and elsewhere its convolutions, by fused ones.
 
-    Each block that looks like a known one is verified against it, operation by operation; what is
-    not known stays as it is, and `report` says why. At present the known block is the 17×17 one
-    with factorized convolutions (`inception_c`), of which Inception V3 has four.
+    Each module that looks like a known block is verified against it, operation by operation; what
+    is not known stays as it is, and `report` says why. The kinds are the blocks of Inception V3
+    with factorized convolutions or with a grid reduction, `inception_b` (Mixed_6a), `inception_c`
+    (Mixed_6b to 6e), `inception_d` (Mixed_7a) and `inception_e` (Mixed_7b and 7c), and outside
+    of these `conv2d_act`: a unit of one convolution and, behind it, BatchNorm, ReLU or both. A
+    module is taken for a unit if it contains one Conv2d, at least one BatchNorm or ReLU, and
+    nothing else.
 
     Args:
         model: any module, on any device, in any floating-point dtype.
         inplace: whether to change `model` itself; default: a deep copy.
-        filter_fn: called with a block's qualified name and the block; False leaves it alone. A
-            block that is registered under several names is replaced if all of them pass.
-            Default: every block.
-        strict: whether to raise, before changing anything, when a block is not understood.
+        filter_fn: called with the qualified name of a block or unit and the module; False leaves it
+            alone, and everything inside it. A module that is registered under several names is
+            replaced if all of them pass. Units are asked for only where no block around them was
+            excluded or understood. Default: everything.
+        strict: whether to raise, before changing anything, when a block or unit is not understood.
 
     Returns:
-        The model with its blocks replaced; if `model` is itself such a block, what replaces it.
+        The model with its blocks and units replaced; if `model` is itself one, what replaces it.
         Names, parameters, `state_dict` and hooks on blocks are unchanged.
 
     Raises:
         TypeError: `model` is not a module.
-        RuntimeError: with `strict`, a block was not understood; the message lists all of them.
+        RuntimeError: with `strict`, something was not understood; the message lists all of it.
 
     Note:
         Same results up to rounding. The original forward runs in training mode; where autograd
         would record (grad mode is on and the input or a parameter requires grad), with one warning;
         under hooks on modules inside a block; and when a block has been changed into something
         else. Weights with BatchNorm folded in follow the model's own automatically, except after
-        writes through `.data`: call `refresh`. Fusing twice does nothing more.
+        writes through `.data`: call `refresh`. Fusing twice does nothing more. The output is in
+        channels_last, whatever the input is: `view` over its channels fails, where `reshape` or
+        `flatten` copy.
     """
     _check_module("fuse", model)
     if not inplace:
         model = copy.deepcopy(model)
 
-    places: dict[nn.Module, list[str]] = {}
-    for name, block in find_candidates(model, stop=_is_fused):
-        places.setdefault(block, []).append(name)
-    excluded: list[nn.Module] = []
-    matches: dict[nn.Module, BlockMatch] = {}
-    refused: list[str] = []
-    for block, names in places.items():
-        if filter_fn is not None and not all(filter_fn(name, block) for name in names):
-            excluded.append(block)
-            continue
-        match, reason = _refusal(block)
-        if match is None:
-            refused += [f"{name or 'the model itself'}: {reason}" for name in names]
-        else:
-            matches[block] = match
+    def is_excluded(module: nn.Module, names: list[str]) -> bool:
+        return filter_fn is not None and not all(filter_fn(name, module) for name in names)
+
+    candidates = _survey(model, is_excluded)
+    refused = [
+        f"{name or 'the model itself'}: {candidate.reason}"
+        for candidate in candidates
+        if candidate.match is None and not candidate.excluded
+        for name in candidate.names
+    ]
     if strict and refused:
         raise RuntimeError(
             "fuse(strict=True): not every block was understood\n  " + "\n  ".join(refused)
         )
 
-    for block in places:
-        vars(block).pop(_EXCLUDED, None)
-    for block in excluded:
-        vars(block)[_EXCLUDED] = True
     fused = [module for module in model.modules() if isinstance(module, FusedBlock)]
     warning = fused[0]._warning if fused else _Warning()
-    for block, match in matches.items():
-        wrapper = FusedBlock(block, match, warning)
-        for name in places[block]:
+    for candidate in candidates:
+        vars(candidate.module).pop(_EXCLUDED, None)
+        if candidate.excluded:
+            vars(candidate.module)[_EXCLUDED] = True
+        if candidate.match is None:
+            continue
+        _release_units(candidate.module)
+        is_sequential = isinstance(candidate.module, nn.Sequential)
+        fused_class = FusedSequential if is_sequential else FusedBlock
+        wrapper = fused_class(candidate.module, candidate.match, warning)
+        for name in candidate.names:
             if name:
                 parent, _, child = name.rpartition(".")
                 model.get_submodule(parent)._modules[child] = wrapper
@@ -487,14 +517,14 @@ def fuse(
 
 
 def report(model: nn.Module) -> FusionReport:
-    """Says which blocks of a model run fused, and why others do not.
+    """Says which blocks and units of a model run fused, and why others do not.
 
     Args:
         model: a fused model, a copy of one, a module that contains one, or any other.
 
     Returns:
-        Names are relative to `model`. A block that is registered under several names has several
-        entries. `str()` of the report is a table.
+        Names are relative to `model`, in the order of `model.named_modules()`. A module that is
+        registered under several names has several entries. `str()` of the report is a table.
 
     Raises:
         TypeError: `model` is not a module.
@@ -503,17 +533,16 @@ def report(model: nn.Module) -> FusionReport:
     found = FusionReport()
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, FusedBlock):
-            match, reason = _refusal(module._original)
+            match, reason = _verdict(module._original, _recognize_alone)
             if match is not None:
                 found.replaced.append((name, match.kind))
             else:
                 found.skipped.append((name, f"runs its original forward: {reason}"))
-    for name, block in find_candidates(model, stop=_is_fused):
-        if _EXCLUDED in vars(block):
-            reason = "excluded by filter_fn"
-        else:
-            reason = _refusal(block)[1] or "not fused yet: call fuse(model)"
-        found.skipped.append((name, reason))
+    for candidate in _survey(model, lambda module, names: _EXCLUDED in vars(module)):
+        reason = candidate.reason or "not fused yet: call fuse(model)"
+        found.skipped += [(name, reason) for name in candidate.names]
+    order = {name: i for i, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
+    found.skipped.sort(key=lambda entry: order[entry[0]])
     return found
 
 
@@ -541,16 +570,72 @@ def _check_module(function: str, model: object) -> None:
         raise TypeError(f"{function}: model must be a torch.nn.Module, got {type_name(model)}")
 
 
-def _is_fused(module: nn.Module) -> bool:
-    return isinstance(module, FusedBlock)
+@dataclass
+class _Candidate:
+    """A module that looks like a block or unit, with a match or the reason why there is none."""
+
+    module: nn.Module
+    names: list[str]
+    match: BlockMatch | None = None
+    reason: str | None = None
+    excluded: bool = False
 
 
-def _refusal(block: nn.Module) -> tuple[BlockMatch | None, str | None]:
+def _survey(
+    model: nn.Module, is_excluded: Callable[[nn.Module, list[str]], bool]
+) -> list[_Candidate]:
+    # Everything that could be fused and is not yet, blocks first. Units are looked for where no
+    # block around them is excluded or understood.
+    blocks = _judge(find_blocks(model, _is_fused_block), is_excluded)
+    settled = {block.module for block in blocks if block.excluded or block.match is not None}
+    units = find_units(model, lambda m: m in settled or isinstance(m, FusedBlock))
+    return blocks + _judge(units, is_excluded)
+
+
+def _judge(
+    found: list[tuple[str, nn.Module]], is_excluded: Callable[[nn.Module, list[str]], bool]
+) -> list[_Candidate]:
+    places: dict[nn.Module, list[str]] = {}
+    for name, module in found:
+        places.setdefault(module, []).append(name)
+    candidates = []
+    for module, names in places.items():
+        if is_excluded(module, names):
+            candidates.append(_Candidate(module, names, None, "excluded by filter_fn", True))
+        else:
+            candidates.append(_Candidate(module, names, *_verdict(module, recognize)))
+    return candidates
+
+
+def _verdict(
+    module: nn.Module, recognize: Callable[[nn.Module], BlockMatch]
+) -> tuple[BlockMatch | None, str | None]:
     # A match, or the reason why there is none.
-    reason = hook_refusal(block)
+    reason = hook_refusal(module)
     if reason is not None:
         return None, reason
     try:
-        return recognize(block), None
+        return recognize(module), None
     except NotRecognizedError as error:
         return None, str(error)
+
+
+def _recognize_alone(block: nn.Module) -> BlockMatch:
+    # A snapshot of a block does not see all of what a fused unit in it stands for.
+    for path, module in block.named_modules():
+        if isinstance(module, FusedBlock):
+            raise NotRecognizedError(f"{path}: is fused on its own")
+    return recognize(block)
+
+
+def _is_fused_block(module: nn.Module) -> bool:
+    # Fused units are looked through: the block around them may be understood by now.
+    return isinstance(module, FusedBlock) and module._match.kind != CONV_UNIT.kind
+
+
+def _release_units(block: nn.Module) -> None:
+    # In a block that is fused as a whole, no unit is fused on its own.
+    for parent in block.modules():
+        for name, child in parent._modules.items():
+            if isinstance(child, FusedBlock):
+                parent._modules[name] = child._release()

@@ -1,12 +1,13 @@
 """Finds Inception blocks in a model and verifies, one by one, that they compute what we fuse.
 
-A candidate is a module whose children look like a known block's, by their names or by the filters
-of their convolutions. Names decide nothing further: the candidate's forward runs on a `torch.fx`
-proxy in a twin of the module, the graph is lowered to a few kinds of expression (input, convolution
-with its BatchNorm and ReLU, pool, concatenation), and the expression is held against the known
-block's pattern. Whatever the pattern does not have is a refusal, with the reason in words. What
-tracing cannot see is taken on trust: side effects outside the module, and attributes of its class
-that change later.
+A candidate for a block is a module whose children look like a known block's, by their names or by
+the filters and strides of their convolutions; a candidate for a unit, which is a block of one
+convolution, is a module with one convolution and nothing else but BatchNorm and ReLU. Names decide
+nothing further: the candidate's forward runs on a `torch.fx` proxy in a twin of the module, the
+graph is lowered to a few kinds of expression (input, convolution with its BatchNorm and ReLU, pool,
+concatenation), and the expression is held against the known block's pattern. Whatever the pattern
+does not have is a refusal, with the reason in words. What tracing cannot see is taken on trust:
+side effects outside the module, and attributes of its class that change later.
 
 The twin shares parameters with the candidate but has an attribute dictionary of its own, so tracing
 changes nothing on the model. `torch.fx.Tracer.trace` is not used: while it runs it patches
@@ -29,17 +30,21 @@ from fused_inception.folding import (
     KernelPattern,
     check_batch_norm,
     check_conv2d,
+    conv2d_padding,
     describe_kernel,
     type_name,
 )
 
 __all__ = [
+    "CONV_UNIT",
     "KNOWN_BLOCKS",
     "BlockMatch",
     "KnownBlock",
     "NotRecognizedError",
+    "StandIn",
     "UnitMatch",
-    "find_candidates",
+    "find_blocks",
+    "find_units",
     "global_hooks_installed",
     "hook_refusal",
     "recognize",
@@ -48,6 +53,19 @@ __all__ = [
 
 class NotRecognizedError(Exception):
     """A block that cannot be fused; the message is the reason."""
+
+
+class StandIn(nn.Module):
+    """A module that stands in for another one and shares its dictionaries of children and tensors.
+
+    Recognition looks at the other one.
+    """
+
+    _original: nn.Module
+
+
+def _original(module: nn.Module) -> nn.Module:
+    return module._original if isinstance(module, StandIn) else module
 
 
 @dataclass(frozen=True)
@@ -78,6 +96,21 @@ class ConvPattern:
 
 
 @dataclass(frozen=True)
+class AnyConvPattern:
+    """A convolution with any filter, stride and padding, and BatchNorm or ReLU behind it or not.
+
+    `stride` and `padding` become options, and `activation` too: "relu" or "none".
+
+    Attributes:
+        role: the name of the convolution in the fused block's weights.
+        source: what it reads.
+    """
+
+    role: str
+    source: "Pattern"
+
+
+@dataclass(frozen=True)
 class PoolPattern:
     """A pool with a square window, floor mode; `count_include_pad` becomes an option."""
 
@@ -90,12 +123,12 @@ class PoolPattern:
 
 @dataclass(frozen=True)
 class CatPattern:
-    """A concatenation over channels, in this order."""
+    """A concatenation over channels, in this order; a part may itself be written as one."""
 
     sources: tuple["Pattern", ...]
 
 
-Pattern: TypeAlias = Input | ConvPattern | PoolPattern | CatPattern
+Pattern: TypeAlias = Input | ConvPattern | AnyConvPattern | PoolPattern | CatPattern
 
 
 @dataclass(frozen=True)
@@ -114,33 +147,98 @@ class KnownBlock:
     child_names: frozenset[str]
 
 
-def _inception_c() -> KnownBlock:
-    def conv(role: str, kernel: KernelPattern, source: Pattern) -> ConvPattern:
-        return ConvPattern(role, kernel, source)
+_POINT: KernelPattern = (1, 1)
+_SQUARE: KernelPattern = (3, 3)
+_ROW: KernelPattern = (1, None)
+_COL: KernelPattern = (None, 1)
 
-    point, row, col = (1, 1), (1, None), (None, 1)
-    pair = conv("pair_reduce", point, INPUT)
-    pair = conv("pair_col", col, conv("pair_row", row, pair))
-    double = conv("double_reduce", point, INPUT)
-    double = conv("double_row1", row, conv("double_col1", col, double))
-    double = conv("double_row2", row, conv("double_col2", col, double))
-    pool = PoolPattern("avg", window=3, stride=1, padding=1, source=INPUT)
+
+def _chain(*steps: tuple[str, KernelPattern], source: Pattern = INPUT) -> Pattern:
+    # Convolutions one behind the other, stride 1 and "same" padding.
+    for role, kernel in steps:
+        source = ConvPattern(role, kernel, source)
+    return source
+
+
+def _halving(role: str, source: Pattern) -> Pattern:
+    return ConvPattern(role, _SQUARE, source, stride=2, padding=0)
+
+
+_AVG_POOL_3 = PoolPattern("avg", window=3, stride=1, padding=1, source=INPUT)
+_MAX_POOL_3_2 = PoolPattern("max", window=3, stride=2, padding=0, source=INPUT)
+
+
+def _numbered(prefix: str, last: int) -> list[str]:
+    return [f"{prefix}_{index}" for index in range(1, last + 1)]
+
+
+def _inception_b() -> KnownBlock:
     branches = (
-        conv("direct", point, INPUT),
-        pair,
-        double,
-        conv("pool_project", point, pool),
+        _halving("direct", INPUT),
+        _halving("double_last", _chain(("double_reduce", _POINT), ("double_mid", _SQUARE))),
+        _MAX_POOL_3_2,
     )
-    names = [
-        "branch1x1",
-        *(f"branch7x7_{index}" for index in range(1, 4)),
-        *(f"branch7x7dbl_{index}" for index in range(1, 6)),
-        "branch_pool",
-    ]
+    names = ["branch3x3", *_numbered("branch3x3dbl", 3)]
+    return KnownBlock("inception_b", CatPattern(branches), frozenset(names))
+
+
+def _inception_c() -> KnownBlock:
+    branches = (
+        _chain(("direct", _POINT)),
+        _chain(("pair_reduce", _POINT), ("pair_row", _ROW), ("pair_col", _COL)),
+        _chain(
+            ("double_reduce", _POINT),
+            ("double_col1", _COL),
+            ("double_row1", _ROW),
+            ("double_col2", _COL),
+            ("double_row2", _ROW),
+        ),
+        _chain(("pool_project", _POINT), source=_AVG_POOL_3),
+    )
+    names = ["branch1x1", *_numbered("branch7x7", 3), *_numbered("branch7x7dbl", 5), "branch_pool"]
     return KnownBlock("inception_c", CatPattern(branches), frozenset(names))
 
 
-KNOWN_BLOCKS: tuple[KnownBlock, ...] = (_inception_c(),)
+def _inception_d() -> KnownBlock:
+    pair = _chain(("pair_reduce", _POINT), ("pair_row", _ROW), ("pair_col", _COL))
+    branches = (
+        _halving("direct_last", _chain(("direct_reduce", _POINT))),
+        _halving("pair_last", pair),
+        _MAX_POOL_3_2,
+    )
+    names = [*_numbered("branch3x3", 2), *_numbered("branch7x7x3", 4)]
+    return KnownBlock("inception_d", CatPattern(branches), frozenset(names))
+
+
+def _inception_e() -> KnownBlock:
+    split = _chain(("split_reduce", _POINT))
+    double = _chain(("double_reduce", _POINT), ("double_mid", _SQUARE))
+    branches = (
+        _chain(("direct", _POINT)),
+        _chain(("split_row", _ROW), source=split),
+        _chain(("split_col", _COL), source=split),
+        _chain(("double_row", _ROW), source=double),
+        _chain(("double_col", _COL), source=double),
+        _chain(("pool_project", _POINT), source=_AVG_POOL_3),
+    )
+    names = [
+        "branch1x1",
+        *(f"branch3x3_{step}" for step in ("1", "2a", "2b")),
+        *(f"branch3x3dbl_{step}" for step in ("1", "2", "3a", "3b")),
+        "branch_pool",
+    ]
+    return KnownBlock("inception_e", CatPattern(branches), frozenset(names))
+
+
+KNOWN_BLOCKS: tuple[KnownBlock, ...] = (
+    _inception_b(),
+    _inception_c(),
+    _inception_d(),
+    _inception_e(),
+)
+
+# Not found by names or filters, but by what there is in it: see `find_units`.
+CONV_UNIT = KnownBlock("conv2d_act", AnyConvPattern("conv", INPUT), frozenset())
 
 
 @dataclass(frozen=True)
@@ -167,7 +265,7 @@ class BlockMatch:
     options: Mapping[str, Any]
 
 
-def find_candidates(
+def find_blocks(
     model: nn.Module, stop: Callable[[nn.Module], bool] = lambda module: False
 ) -> list[tuple[str, nn.Module]]:
     """Lists the modules that look like a known block, under every name they are registered by.
@@ -181,11 +279,11 @@ def find_candidates(
         candidate is none.
     """
     found: list[tuple[str, nn.Module]] = []
-    _visit(model, "", stop, found)
+    _visit_blocks(model, "", stop, found)
     return found
 
 
-def _visit(
+def _visit_blocks(
     module: nn.Module,
     name: str,
     stop: Callable[[nn.Module], bool],
@@ -195,43 +293,125 @@ def _visit(
     if stop(module):
         return Counter()
     if isinstance(module, nn.Conv2d):
-        return Counter([_filter_class((module.kernel_size[0], module.kernel_size[1]))])
+        return Counter([_conv_class(module)])
     found_before = len(found)
     filters: Counter[str] = Counter()
-    for child_name, child in module._modules.items():
-        if child is not None:
-            child_path = f"{name}.{child_name}" if name else child_name
-            filters += _visit(child, child_path, stop, found)
+    for child_name, child in _children(module, name):
+        filters += _visit_blocks(child, child_name, stop, found)
     if len(found) == found_before and any(_blocks_like(module, filters)):
         found.append((name, module))
     return filters
 
 
+def find_units(
+    model: nn.Module, stop: Callable[[nn.Module], bool] = lambda module: False
+) -> list[tuple[str, nn.Module]]:
+    """Lists the modules that look like a unit, under every name they are registered by.
+
+    Such a module contains one Conv2d, at least one BatchNorm or ReLU, and nothing else but
+    nn.Identity and the containers of these.
+
+    Args:
+        model: where to look; it may be a candidate itself, with the name "".
+        stop: says of a module that neither it nor what it contains is wanted.
+
+    Returns:
+        (qualified name, module) in the order of `model.named_modules()`. A module that contains a
+        candidate is none.
+    """
+    found: list[tuple[str, nn.Module]] = []
+    _visit_units(model, "", stop, found)
+    return found
+
+
+def _visit_units(
+    module: nn.Module,
+    name: str,
+    stop: Callable[[nn.Module], bool],
+    found: list[tuple[str, nn.Module]],
+) -> Counter[str]:
+    # Returns what leaves there are below, and finds candidates on the way up.
+    if stop(module):
+        return Counter(["other"])
+    leaf = _unit_part(module)
+    if leaf is not None:
+        return Counter([leaf])
+    found_before = len(found)
+    parts: Counter[str] = Counter()
+    for child_name, child in _children(module, name):
+        parts += _visit_units(child, child_name, stop, found)
+    if len(found) == found_before and _is_unit_like(module, parts):
+        found.append((name, module))
+    return parts
+
+
+def _unit_part(module: nn.Module) -> str | None:
+    # None: what is in it decides.
+    if isinstance(module, nn.Conv2d):
+        return "conv"
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return "bn"
+    if isinstance(module, nn.ReLU):
+        return "relu"
+    if isinstance(module, nn.Identity):
+        return "identity"
+    # An empty nn.Sequential is a container of nothing.
+    return None if module._modules or isinstance(module, nn.Sequential) else "other"
+
+
+def _is_unit_like(module: nn.Module, parts: Counter[str]) -> bool:
+    if parts["conv"] != 1 or parts["other"] or not (parts["bn"] or parts["relu"]):
+        return False
+    # Lists and dictionaries of modules, and what only holds modules, are parts of a unit.
+    is_list = isinstance(module, (nn.ModuleList, nn.ModuleDict))
+    return not is_list and type(module).forward is not nn.Module.forward
+
+
+def _children(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    for child_name, child in module._modules.items():
+        if child is not None:
+            yield f"{name}.{child_name}" if name else child_name, child
+
+
+def _in_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith(("torch.nn.", "torch.ao.nn."))
+
+
 def _blocks_like(module: nn.Module, filters: Counter[str]) -> Iterator[KnownBlock]:
-    if type(module).__module__.startswith("torch.nn."):
+    if _in_torch(module) or isinstance(module, StandIn):
         return
     children = set(module._modules.keys())
     for known in KNOWN_BLOCKS:
-        if known.child_names <= children or filters == Counter(_pattern_filters(known.pattern)):
+        if known.child_names <= children or filters == _pattern_filters(known.pattern):
             yield known
 
 
-def _pattern_filters(pattern: Pattern) -> Iterator[str]:
-    if isinstance(pattern, ConvPattern):
-        rows, columns = pattern.kernel
-        yield _filter_class((rows or 3, columns or 3))
-    if isinstance(pattern, CatPattern):
-        for source in pattern.sources:
-            yield from _pattern_filters(source)
-    elif not isinstance(pattern, Input):
-        yield from _pattern_filters(pattern.source)
+def _pattern_filters(pattern: Pattern) -> Counter[str]:
+    # One convolution may stand at several places of a pattern.
+    convs: dict[str, str] = {}
+    pending = [pattern]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, ConvPattern):
+            rows, columns = part.kernel
+            convs[part.role] = _filter_class((rows or 3, columns or 3), part.stride)
+        if isinstance(part, CatPattern):
+            pending += part.sources
+        elif not isinstance(part, Input):
+            pending.append(part.source)
+    return Counter(convs.values())
 
 
-def _filter_class(kernel: tuple[int, int]) -> str:
+def _conv_class(conv: nn.Conv2d) -> str:
+    return _filter_class(_pair(conv.kernel_size), _pair(conv.stride)[0])
+
+
+def _filter_class(kernel: tuple[int, int], stride: int) -> str:
     rows, columns = kernel
+    name = f"{rows}x{columns}"
     if 1 in kernel:
-        return f"{'1' if rows == 1 else 'n'}x{'1' if columns == 1 else 'n'}"
-    return f"{rows}x{columns}"
+        name = f"{'1' if rows == 1 else 'n'}x{'1' if columns == 1 else 'n'}"
+    return name if stride == 1 else f"{name}/{stride}"
 
 
 def hook_refusal(block: nn.Module) -> str | None:
@@ -272,7 +452,10 @@ def recognize(block: nn.Module) -> BlockMatch:
     Raises:
         NotRecognizedError: with the reason.
     """
-    likely = list(_blocks_like(block, _conv_filters(block)))
+    filters = _conv_filters(block)
+    likely = list(_blocks_like(block, filters))
+    if filters.total() == 1:
+        likely.append(CONV_UNIT)
     if not likely:
         raise NotRecognizedError("does not look like a known block")
     _check_modules(block)
@@ -288,7 +471,7 @@ def recognize(block: nn.Module) -> BlockMatch:
 
 def _conv_filters(module: nn.Module) -> Counter[str]:
     convs = (m for m in module.modules() if isinstance(m, nn.Conv2d))
-    return Counter(_filter_class((c.kernel_size[0], c.kernel_size[1])) for c in convs)
+    return Counter(map(_conv_class, convs))
 
 
 def _check_modules(block: nn.Module) -> None:
@@ -315,6 +498,7 @@ class _Tracer(torch.fx.proxy.GraphAppendingTracer):
 
     def twin(self, module: nn.Module, path: str) -> nn.Module:
         """A copy of `module` in evaluation mode, without hooks, that shares its parameters."""
+        module = _original(module)
         made = self._made.get(module)
         if made is not None:
             return made
@@ -354,8 +538,7 @@ def _is_leaf(module: nn.Module) -> bool:
         return True
     # Containers and nn.Identity run, and leave no trace.
     transparent = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity)
-    in_torch = type(module).__module__.startswith(("torch.nn.", "torch.ao.nn."))
-    return in_torch and not isinstance(module, transparent)
+    return _in_torch(module) and not isinstance(module, transparent)
 
 
 def _trace(block: nn.Module) -> torch.fx.Node:
@@ -470,6 +653,8 @@ _POOL_MODULES: dict[type, tuple[str, dict[str, Any]]] = {
 }
 _RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 _CATS = (torch.cat, torch.concat, torch.concatenate)
+# The tensors have four dimensions, so -3 is the channels too.
+_CHANNEL_DIMS = (1, -3)
 
 
 def _lower(block: nn.Module, output: torch.fx.Node) -> Expression:
@@ -549,7 +734,14 @@ def _lower_cat(node: torch.fx.Node, lowered: Mapping[torch.fx.Node, Expression])
     sources = [lowered[part] for part in _flat(tensors) if isinstance(part, torch.fx.Node)]
     if options or not isinstance(dim, int) or len(sources) != len(_flat(tensors)):
         raise NotRecognizedError(f"{_node_name(node)}: called with other arguments than known")
-    return Cat(dim, tuple(sources))
+    if dim not in _CHANNEL_DIMS:
+        return Cat(dim, tuple(sources))
+    # What is concatenated in two steps is the same as in one.
+    parts: list[Expression] = []
+    for source in sources:
+        nested = isinstance(source, Cat) and source.dim in _CHANNEL_DIMS
+        parts += cast("Cat", source).sources if nested else [source]
+    return Cat(dim, tuple(parts))
 
 
 def _pool(name: str, kind: str, options: Mapping[str, Any], source: Expression) -> Pool:
@@ -611,6 +803,8 @@ def _found(expression: Expression) -> str:
 def _wanted(pattern: Pattern) -> str:
     if isinstance(pattern, Input):
         return "the block's input"
+    if isinstance(pattern, AnyConvPattern):
+        return "a convolution"
     if isinstance(pattern, ConvPattern):
         return f"a convolution {describe_kernel(pattern.kernel)}"
     if isinstance(pattern, PoolPattern):
@@ -639,7 +833,7 @@ class _Matcher:
     def _match(self, pattern: Pattern, expression: Expression, reader: str) -> None:
         if isinstance(pattern, Input) and isinstance(expression, Input):
             return
-        if isinstance(pattern, ConvPattern) and isinstance(expression, Unit):
+        if isinstance(pattern, (ConvPattern, AnyConvPattern)) and isinstance(expression, Unit):
             self._match_unit(pattern, expression)
             self._match(pattern.source, expression.source, f"{expression.conv}: reads")
         elif isinstance(pattern, PoolPattern) and isinstance(expression, Pool):
@@ -651,8 +845,7 @@ class _Matcher:
             raise NotRecognizedError(f"{reader} {_found(expression)}, takes {_wanted(pattern)}")
 
     def _match_cat(self, pattern: CatPattern, cat: Cat) -> None:
-        # The tensors have four dimensions, so -3 is the channels too.
-        if cat.dim not in (1, -3):
+        if cat.dim not in _CHANNEL_DIMS:
             raise NotRecognizedError(f"cat: dimension {cat.dim}, takes 1")
         if len(cat.sources) != len(pattern.sources):
             raise NotRecognizedError(
@@ -661,22 +854,23 @@ class _Matcher:
         for index, (wanted, source) in enumerate(zip(pattern.sources, cat.sources, strict=True)):
             self._match(wanted, source, f"cat: tensor {index} is")
 
-    def _match_unit(self, pattern: ConvPattern, unit: Unit) -> None:
+    def _match_unit(self, pattern: ConvPattern | AnyConvPattern, unit: Unit) -> None:
         conv = self._conv(unit.conv)
+        wanted: dict[str, Any] = {}
+        if isinstance(pattern, ConvPattern):
+            wanted = {name: getattr(pattern, name) for name in ("kernel", "stride", "padding")}
         try:
-            check_conv2d(
-                unit.conv,
-                conv,
-                kernel=pattern.kernel,
-                stride=pattern.stride,
-                padding=pattern.padding,
-            )
+            check_conv2d(unit.conv, conv, **wanted)
             if unit.bn is not None:
                 bn = self.block.get_submodule(unit.bn)
                 check_batch_norm(unit.bn, bn, conv.weight.shape[0])
         except (TypeError, ValueError) as error:
             raise NotRecognizedError(str(error)) from error
-        if not unit.relu:
+        if isinstance(pattern, AnyConvPattern):
+            self.options["stride"] = _pair(conv.stride)
+            self.options["padding"] = conv2d_padding(unit.conv, conv)
+            self.options["activation"] = "relu" if unit.relu else "none"
+        elif not unit.relu:
             raise NotRecognizedError(f"{unit.conv}: no ReLU behind it, takes one")
         # A pattern may name one convolution at several places, but always the same one.
         match = UnitMatch(pattern.role, unit.conv, unit.bn)

@@ -49,6 +49,15 @@ ONCE = ["--device", "cpu", "--repeats", "1", "--batch-size", "1"]
 # On the smallest images that the network takes.
 SMALL = [*ONCE, "--image-size", "75"]
 NUM_CLASSES = 7
+FUSED_BLOCKS = {
+    "Mixed_6a": "inception_b",
+    **{f"Mixed_6{block}": "inception_c" for block in "bcde"},
+    "Mixed_7a": "inception_d",
+    "Mixed_7b": "inception_e",
+    "Mixed_7c": "inception_e",
+}
+# Beside the blocks the stem's five convolutions, and seven in each of three Mixed_5x.
+FUSED = len(FUSED_BLOCKS) + 5 + 3 * 7
 
 
 @pytest.fixture(autouse=True)
@@ -156,10 +165,9 @@ def test_the_fused_network_agrees_on_a_photograph(cli_json):
     assert image["top5"]["fused"] == image["top5"]["unfused"]
     assert len(set(image["top5"]["fused"])) == 5
     assert (image["width"], image["height"]) == (512, 512)
-    assert result["fusion"]["replaced"] == [
-        {"name": name, "kind": "inception_c"}
-        for name in ("Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e")
-    ]
+    replaced = {entry["name"]: entry["kind"] for entry in result["fusion"]["replaced"]}
+    assert {name: kind for name, kind in replaced.items() if kind != "conv2d_act"} == FUSED_BLOCKS
+    assert len(replaced) == len(result["fusion"]["replaced"]) == FUSED
     assert result["fusion"]["skipped"] == []
 
 
@@ -170,7 +178,7 @@ def test_the_fused_network_agrees_on_a_gpu(cli_json, dtype):
 
     assert code == 0, result["agreement"]
     assert result["settings"]["device"] == "cuda:0"
-    assert len(result["fusion"]["replaced"]) == 4
+    assert len(result["fusion"]["replaced"]) == FUSED
     for name in ("unfused", "fused"):
         assert result["timing"][name]["ms_median"] > 0
         assert result["memory"][name]["activation_bytes"] > 0
@@ -188,7 +196,9 @@ def test_tables_name_everything(cli):
         "the classes mean nothing",
         "Mixed_6b",
         "Mixed_6e",
-        "4 fused, 0 left alone",
+        f" {FUSED} fused, 0 left alone",
+        "inception_e",
+        "Mixed_5b.branch3x3dbl_2",
         "max relative",
         "same order for 4 of 4 images",
         "astronaut.png",
@@ -268,7 +278,7 @@ def test_torchvisions_network_is_the_same_network(cli_json):
     )
     assert code == 0
     assert theirs["settings"]["model"] == "torchvision"
-    assert len(theirs["fusion"]["replaced"]) == 4
+    assert len(theirs["fusion"]["replaced"]) == FUSED
     assert theirs["images"][0]["top5"] == ours["images"][0]["top5"]
 
 

@@ -12,9 +12,10 @@ import triton
 
 import fused_inception.ops
 from fused_inception.ops.common import triton_runtime
-from fused_inception.ops.factorized_conv2d.configurations import (
+from fused_inception.ops.common.configurations import (
     DEFAULT_CLASS,
     DEVICE_CLASSES,
+    Product,
     choose_tile,
     device_class,
     load_table,
@@ -77,21 +78,52 @@ def test_the_band_kernel_keeps_its_two_barriers():
     assert kinds == ["store", "barrier", "store", "barrier"]
 
 
+@pytest.mark.parametrize("pool", ["max", "avg"])
+def test_the_pool_loads_nothing_of_its_own(pool: str):
+    """The tile that is pooled is the tile that feeds the matrix unit, loaded ahead once."""
+    case = next(
+        c
+        for c in CASES
+        if c.kernel == "grid_reduction_kernel"
+        and (c.variant.name, c.device_class, c.precision) == (pool, "sm_90", "bfloat16")
+        and c.even
+    )
+    compiled = compile_gate.compile_case(case)
+    ttir = compiled.asm["ttir"]
+    assert len(re.findall(r"= tt\.load ", ttir)) == 3  # pixels, filters, bias
+    assert len(re.findall(r"= tt\.dot ", ttir)) == 1
+    # Two stages of copies in flight: the pool has not broken the pipeline.
+    assert "cp.async.wait_group 2" in re.sub(r"\s+", " ", compiled.asm["ptx"])
+
+
+def test_the_centre_tap_of_a_split_is_loaded_once():
+    case = next(c for c in CASES if c.kernel == "split_conv2d_kernel" and c.even)
+    ttir = compile_gate.compile_case(case).asm["ttir"]
+    # Centre: pixels, two filters. Then pixels and filters of each half, and two biases.
+    assert len(re.findall(r"= tt\.load ", ttir)) == 3 + 2 + 2 + 2
+    assert len(re.findall(r"= tt\.dot ", ttir)) == 4
+
+
 # The tables themselves.
 
+OPS = tuple(dict.fromkeys(variant.op for variant in compile_gate.VARIANTS))
+every_table = pytest.mark.parametrize(
+    ("op", "name"), [(op, name) for op in OPS for name in compile_gate.CLASSES]
+)
 
-@pytest.mark.parametrize("name", compile_gate.CLASSES)
-def test_a_table_is_complete_and_says_where_it_comes_from(name: str):
-    table = load_table(name)
+
+@every_table
+def test_a_table_is_complete_and_says_where_it_comes_from(op: str, name: str):
+    table = load_table(op, name)
     assert table.device_class == name
     assert set(table.tiles) == set(compile_gate.POINTERS)
     assert all(table.tiles.values())
 
 
-@pytest.mark.parametrize("name", compile_gate.CLASSES)
-def test_tiles_of_one_precision_use_one_instruction_family(name: str):
+@every_table
+def test_tiles_of_one_precision_use_one_instruction_family(op: str, name: str):
     """On sm_90 a tile gets wgmma from 64 rows and 4 warps up; others would sum differently."""
-    for precision, tiles in load_table(name).tiles.items():
+    for precision, tiles in load_table(op, name).tiles.items():
         if precision != "float32_ieee":
             assert all(t.block_p >= 64 and t.num_warps % 4 == 0 for t in tiles)
 
@@ -101,23 +133,41 @@ def test_every_capability_has_a_table():
     assert device_class((99, 0)) == DEFAULT_CLASS
 
 
-def test_the_default_table_fits_the_smallest_shared_memory():
-    smallest = min(load_table(name).shared_memory_bytes for name in compile_gate.CLASSES)
-    assert load_table(DEFAULT_CLASS).shared_memory_bytes == smallest
+@pytest.mark.parametrize("op", OPS)
+def test_the_default_table_fits_the_smallest_shared_memory(op: str):
+    smallest = min(load_table(op, name).shared_memory_bytes for name in compile_gate.CLASSES)
+    assert load_table(op, DEFAULT_CLASS).shared_memory_bytes == smallest
 
 
 @pytest.mark.parametrize(("channels", "block"), [(192, 64), (128, 64), (160, 32), (3, 32), (8, 32)])
 def test_a_tile_is_chosen_for_the_least_padding(channels: int, block: int):
-    tiles = load_table("sm_90").tiles["bfloat16"]
-    assert choose_tile(tiles, channels, channels, channels, 7, 7).block_k == block
+    tiles = load_table("factorized_conv2d", "sm_90").tiles["bfloat16"]
+    product = Product(channels, 7, channels)
+    assert choose_tile(tiles, product, product).block_k == block
 
 
-@pytest.mark.parametrize("name", compile_gate.CLASSES)
-def test_some_tile_takes_any_channels(name: str):
-    for tiles in load_table(name).tiles.values():
-        assert not choose_tile(tiles, 3, 5, 7, 3, 3).whole
-        assert not choose_tile(tiles, 64, 64, 20, 3, 3).whole
-        assert not choose_tile(tiles, 64, 72, 64, 3, 3).whole
+@pytest.mark.parametrize(
+    ("filters", "channels", "tile"),
+    [
+        (384, 2048, (128, 128, 64)),
+        (192, 768, (128, 64, 64)),
+        (384, 288, (128, 128, 32)),
+        (96, 64, (128, 128, 64)),  # padded to 128, which costs less than three tiles of 32
+        (32, 288, (128, 32, 32)),
+        (192, 80, (128, 64, 32)),
+    ],
+)
+def test_a_small_tile_must_save_more_than_it_costs(filters: int, channels: int, tile):
+    tiles = load_table("conv2d_act", "sm_90").tiles["bfloat16"]
+    chosen = choose_tile(tiles, Product(filters, 1, channels))
+    assert (chosen.block_p, chosen.block_f, chosen.block_k) == tile
+
+
+@every_table
+def test_some_tile_takes_any_channels(op: str, name: str):
+    for tiles in load_table(op, name).tiles.values():
+        for product in (Product(5, 3, 3), Product(20, 3, 64), Product(64, 3, 72)):
+            assert not choose_tile(tiles, product).whole
 
 
 def test_ieee_products_are_summed_tap_by_tap():

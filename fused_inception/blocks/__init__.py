@@ -9,9 +9,28 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fused_inception.blocks.inception_c import ConvWeights, InceptionCWeights, inception_c
+from fused_inception.blocks.common import ConvWeights
+from fused_inception.blocks.conv_unit import ConvUnitWeights, conv_unit
+from fused_inception.blocks.inception_b import InceptionBWeights, inception_b
+from fused_inception.blocks.inception_c import InceptionCWeights, inception_c
+from fused_inception.blocks.inception_d import InceptionDWeights, inception_d
+from fused_inception.blocks.inception_e import InceptionEWeights, inception_e
 
-__all__ = ["FUSED_BLOCKS", "ConvWeights", "FusedBlockSpec", "InceptionCWeights", "inception_c"]
+__all__ = [
+    "FUSED_BLOCKS",
+    "ConvUnitWeights",
+    "ConvWeights",
+    "FusedBlockSpec",
+    "InceptionBWeights",
+    "InceptionCWeights",
+    "InceptionDWeights",
+    "InceptionEWeights",
+    "conv_unit",
+    "inception_b",
+    "inception_c",
+    "inception_d",
+    "inception_e",
+]
 
 
 class FusedBlockSpec(NamedTuple):
@@ -27,5 +46,9 @@ class FusedBlockSpec(NamedTuple):
 
 
 FUSED_BLOCKS: dict[str, FusedBlockSpec] = {
+    "inception_b": FusedBlockSpec(InceptionBWeights, inception_b),
     "inception_c": FusedBlockSpec(InceptionCWeights, inception_c),
+    "inception_d": FusedBlockSpec(InceptionDWeights, inception_d),
+    "inception_e": FusedBlockSpec(InceptionEWeights, inception_e),
+    "conv2d_act": FusedBlockSpec(ConvUnitWeights, conv_unit),
 }

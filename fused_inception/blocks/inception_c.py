@@ -18,20 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_inception.ops.conv2d_act.op import conv2d_act
-from fused_inception.ops.factorized_conv2d.op import factorized_conv2d
-
-
-class ConvWeights(NamedTuple):
-    """One convolution with its BatchNorm folded in.
-
-    Attributes:
-        weight: `(K, C, R, S)`, channels_last.
-        bias: `(K,)` or None.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
+from fused_inception.blocks.common import ConvWeights, conv, conv_pair
 
 
 class InceptionCWeights(NamedTuple):
@@ -96,26 +83,18 @@ def inception_c(
     Note:
         Precision and batch invariance are those of the ops.
     """
+    direct = conv(input, weights.direct, backend)
 
-    def single(x: Tensor, conv: ConvWeights) -> Tensor:
-        return conv2d_act(x, conv.weight, conv.bias, backend=backend)
+    pair = conv(input, weights.pair_reduce, backend)
+    pair = conv_pair(pair, weights.pair_row, weights.pair_col, backend)
 
-    def pair(x: Tensor, first: ConvWeights, second: ConvWeights) -> Tensor:
-        return factorized_conv2d(
-            x, first.weight, first.bias, second.weight, second.bias, backend=backend
-        )
+    double = conv(input, weights.double_reduce, backend)
+    double = conv_pair(double, weights.double_col1, weights.double_row1, backend)
+    double = conv_pair(double, weights.double_col2, weights.double_row2, backend)
 
-    direct = single(input, weights.direct)
-
-    factored = pair(single(input, weights.pair_reduce), weights.pair_row, weights.pair_col)
-
-    double = single(input, weights.double_reduce)
-    double = pair(double, weights.double_col1, weights.double_row1)
-    double = pair(double, weights.double_col2, weights.double_row2)
-
-    pooled = F.avg_pool2d(
+    pool = F.avg_pool2d(
         input, kernel_size=3, stride=1, padding=1, count_include_pad=count_include_pad
     )
-    pooled = single(pooled, weights.pool_project)
+    pool = conv(pool, weights.pool_project, backend)
 
-    return torch.cat([direct, factored, double, pooled], 1)
+    return torch.cat([direct, pair, double, pool], 1)

@@ -7,9 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from triton.runtime import interpreter
 
+from fused_inception import testing
 from fused_inception.ops.common import triton_runtime
+
+# name -> (dtype, float32 precision, factor of the error budget). bfloat16's is doubled: its
+# operands are upcast, and the interpreter truncates where a device rounds to nearest.
+PRECISIONS = {
+    "fp32-ieee": (torch.float32, "ieee", 2.0),
+    "fp32-tf32": (torch.float32, "tf32", 2.0),
+    "fp16": (torch.float16, "ieee", 2.0),
+    "bf16": (torch.bfloat16, "ieee", 4.0),
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,6 +31,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if not triton_runtime.INTERPRETING:
                 reason = "TRITON_INTERPRET=1 was not set before triton was imported"
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(params=PRECISIONS)
+def precision(request: pytest.FixtureRequest) -> Iterator[tuple[torch.dtype, float]]:
+    """(dtype, budget factor), with the float32 switch set."""
+    dtype, fp32, factor = PRECISIONS[request.param]
+    with testing.fp32_precision(fp32):
+        yield dtype, factor
 
 
 @pytest.fixture

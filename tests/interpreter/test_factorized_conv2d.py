@@ -1,7 +1,6 @@
 """`factorized_conv2d` on the Triton backend, run by Triton's interpreter on the CPU.
 
-Left out: float64 (the backend refuses it). bfloat16 runs with operands upcast to float32, and the
-interpreter truncates where a device rounds to nearest, so its error budget is doubled.
+Left out: float64 (the backend refuses it).
 """
 
 from __future__ import annotations
@@ -13,30 +12,15 @@ import torch
 
 import fused_inception
 from fused_inception import testing
-from fused_inception.ops.common import triton_runtime
+from fused_inception.ops.common import launching, triton_runtime
+from fused_inception.ops.common.configurations import Table, Tile, device_table, load_table
 from fused_inception.ops.factorized_conv2d import launch
-from fused_inception.ops.factorized_conv2d.configurations import Table, Tile, load_table
 from fused_inception.ops.factorized_conv2d.op import _check
 from fused_inception.testing import PairShape
 
-# name -> (dtype, float32 precision, factor of the error budget)
-PRECISIONS = {
-    "fp32-ieee": (torch.float32, "ieee", 2.0),
-    "fp32-tf32": (torch.float32, "tf32", 2.0),
-    "fp16": (torch.float16, "ieee", 2.0),
-    "bf16": (torch.bfloat16, "ieee", 4.0),
-}
 FORMS = ("bands", "two_launches")
 SMALL = PairShape(5, 7, 6, 10, 9, 12, 5, 3, True)
 TALLEST_BAND = 64  # rows of the smallest tile in the tables
-
-
-@pytest.fixture(params=PRECISIONS)
-def precision(request: pytest.FixtureRequest):
-    """(dtype, budget factor), with the float32 switch set."""
-    dtype, fp32, factor = PRECISIONS[request.param]
-    with testing.fp32_precision(fp32):
-        yield dtype, factor
 
 
 def choose_form(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
@@ -225,7 +209,7 @@ def test_an_image_does_not_depend_on_its_batch_as_the_op_chooses_the_form(precis
     for batch in (1, 2, 5, 64):
         part = inputs._replace(input=inputs.input[:batch])
         problem = _check(*part, "relu", "relu", "triton")
-        table = launch.device_table(problem.device)
+        table = device_table(launch.NAME, problem.device)
         tile = table.tiles["float16"][0]
         chosen.add(launch.use_bands(problem, table, tile))
         assert torch.equal(run(part), whole[:batch])
@@ -258,15 +242,16 @@ def test_the_persistent_grid_reuses_its_scratch(monkeypatch: pytest.MonkeyPatch)
     choose_form(monkeypatch, "bands")
     shape = PairShape(40, 17, 9, 6, 5, 7, 7, 7, True)
     problem = _check(*testing.random_pair(shape, torch.float16), "relu", "relu", "triton")
-    table = launch.device_table(problem.device)
+    table = device_table(launch.NAME, problem.device)
     bands = -(-40 * 9 // launch.lines_per_band(problem, table.tiles["float16"][0]))
-    assert bands > 5 * 3 * table.programs_per_multiprocessor
+    assert bands > 5 * 3 * table.settings["programs_per_multiprocessor"]
     inputs = testing.integer_pair(shape, torch.float16)
     assert torch.equal(run(inputs), testing.pair_oracle(inputs).half())
 
 
-def small_table(**changes: object) -> Table:
-    return dataclasses.replace(load_table("sm_86"), **changes)
+def table_with(**settings: float) -> Table:
+    table = load_table(launch.NAME, "sm_86")
+    return dataclasses.replace(table, settings={**table.settings, **settings})
 
 
 def test_every_program_has_a_scratch_band_of_its_own(monkeypatch: pytest.MonkeyPatch):
@@ -291,7 +276,7 @@ def test_every_program_has_a_scratch_band_of_its_own(monkeypatch: pytest.MonkeyP
 
 
 def test_a_large_batch_is_split_into_launches(monkeypatch: pytest.MonkeyPatch, form: str):
-    monkeypatch.setattr(launch, "MAX_ROWS", 2 * SMALL.height * SMALL.width)
+    monkeypatch.setattr(launching, "MAX_ROWS", 2 * SMALL.height * SMALL.width)
     inputs = testing.integer_pair(SMALL, torch.float16)
     assert torch.equal(run(inputs), testing.pair_oracle(inputs).half())
 
@@ -299,7 +284,7 @@ def test_a_large_batch_is_split_into_launches(monkeypatch: pytest.MonkeyPatch, f
 def test_the_intermediate_tensor_of_two_launches_is_bounded(monkeypatch: pytest.MonkeyPatch):
     """With room for one image in L2, the launches go image by image, through one buffer."""
     choose_form(monkeypatch, "two_launches")
-    monkeypatch.setattr(launch, "device_table", lambda device: small_table(l2_bytes=1))
+    monkeypatch.setattr(launch, "device_table", lambda *args: table_with(l2_bytes=1))
     inputs = testing.integer_pair(SMALL, torch.float16)
     assert torch.equal(run(inputs), testing.pair_oracle(inputs).half())
 

@@ -72,13 +72,11 @@ def launch_reduction(
     *,
     first_image: int = 0,
 ) -> None:
-    """Write the convolution into `conv` and the pool into `pooled`.
+    """Write the convolution into `conv`, (N, Cout, P, Q), and the pool into `pooled`.
 
-    Args:
-        problem: of the other arguments, which are those of the op.
-        conv: (N, Cout, P, Q), channels_last or a slice of the channels of such a tensor.
-        pooled: (N, Cin, P, Q), likewise; both may be slices of one tensor, anywhere in it.
-        first_image: images before it are left alone.
+    `pooled` is (N, Cin, P, Q). Both are channels_last or slices of the channels of such tensors,
+    anywhere in one or in two; `problem` is that of the other tensors, which are the op's. Images
+    before `first_image` are left alone.
     """
     from .triton_kernel import grid_reduction_kernel
 
