@@ -4,7 +4,8 @@
 
 Every outcome is written down as it comes. A later session leaves out what has one, whatever it was.
 A test that was begun twice and never ended counts as crashed. After an error that leaves the device
-unusable the session stops, so that the next one begins with a new process.
+unusable the session stops, so that the next one begins with a new process. A file that cannot be
+collected counts as a failed test. How many tests are left stands in outcomes.left.
 """
 
 from __future__ import annotations
@@ -57,12 +58,20 @@ def read(path: Path) -> dict[str, str]:
     return outcomes
 
 
+def left(path: Path) -> int | None:
+    """How many tests of the last session have no outcome, or None if it did not get to its end."""
+    file = path.with_suffix(".left")
+    return int(file.read_text()) if file.exists() else None
+
+
 class _Resume:
     def __init__(self, path: Path, budget: float | None) -> None:
         self.path = path
         self.end = None if budget is None else time.monotonic() + budget
         self.outcome = "passed"
+        self.selected: list[str] = []
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".left").unlink(missing_ok=True)
 
     def write(self, **entry: Any) -> None:
         with self.path.open("a", encoding="utf-8") as file:
@@ -75,6 +84,16 @@ class _Resume:
         done = read(self.path)
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid in done])
         items[:] = [item for item in items if item.nodeid not in done]
+        self.selected = [item.nodeid for item in items]
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.write(test=report.nodeid, outcome="failed")
+
+    def pytest_sessionfinish(self) -> None:
+        done = read(self.path)
+        count = sum(test not in done for test in self.selected)
+        self.path.with_suffix(".left").write_text(f"{count}\n")
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self.outcome = "passed"

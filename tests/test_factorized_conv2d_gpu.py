@@ -15,8 +15,8 @@ import torch
 
 import fused_inception
 from fused_inception import testing
+from fused_inception.ops.common.configurations import DEVICE_CLASSES, Tile, load_table
 from fused_inception.ops.factorized_conv2d import launch
-from fused_inception.ops.factorized_conv2d.configurations import DEVICE_CLASSES, Tile, load_table
 from fused_inception.testing import PairInputs, PairShape
 
 pytestmark = pytest.mark.gpu
@@ -80,7 +80,7 @@ def tiles() -> list[tuple[str, Tile]]:
     found = {
         (precision, tile)
         for name in dict.fromkeys(DEVICE_CLASSES.values())
-        for precision, row in load_table(name).tiles.items()
+        for precision, row in load_table("factorized_conv2d", name).tiles.items()
         for tile in row
     }
     return sorted(found, key=str)

@@ -45,11 +45,11 @@ def session(tmp_path: Path):
     (tmp_path / "test_small.py").write_text(SUITE)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
 
-    def run(budget: float = 60, **variables: str) -> tuple[int, dict[str, str]]:
+    def run(*options: str, budget: float = 60, **variables: str) -> tuple[int, dict[str, str]]:
         path = tmp_path / "outcomes.jsonl"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "bench.resume", "--resume-file"]
         done = subprocess.run(
-            [*command, str(path), "--resume-budget", str(budget)],
+            [*command, str(path), "--resume-budget", str(budget), *options],
             cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
@@ -71,10 +71,11 @@ def test_outcomes_are_kept_and_not_repeated(session):
     assert again == outcomes
 
 
-def test_a_session_stops_at_its_budget_and_goes_on(session):
+def test_a_session_stops_at_its_budget_and_goes_on(session, tmp_path: Path):
     code, outcomes = session(budget=0.2, GOOD="1")
     assert code == 2
     assert 1 <= len(outcomes) < 7
+    assert resume.left(tmp_path / "outcomes.jsonl") == 7 - len(outcomes)
     code, outcomes = session(GOOD="1")
     assert code == 0
     assert len(outcomes) == 7
@@ -96,6 +97,15 @@ def test_an_unusable_device_ends_the_session(session):
     assert outcomes["six"] == "failed"
     assert "seven" not in outcomes
     assert session(GOOD="1")[1]["seven"] == "passed"
+
+
+def test_a_file_that_cannot_be_collected_has_failed(session, tmp_path: Path):
+    (tmp_path / "test_broken.py").write_text("import nothing_of_that_name")
+    code, outcomes = session("--continue-on-collection-errors", GOOD="1")
+    assert code == 1
+    assert outcomes["broken.py"] == "failed"
+    assert outcomes["seven"] == "passed"
+    assert resume.left(tmp_path / "outcomes.jsonl") == 0
 
 
 # ---------------------------------------------------------------------------------- pieces
@@ -162,12 +172,12 @@ def test_a_budget_is_kept(driver: Driver, calls):
     assert len(fake.seconds) >= 2
 
 
-@pytest.mark.parametrize(("finished", "state"), [(True, "failed"), (False, "done")])
+@pytest.mark.parametrize(("left", "state"), [(0, "failed"), (5, "done"), (None, "done")])
 def test_failing_tests_do_not_hide_those_behind_them(
-    driver: Driver, calls, monkeypatch, finished: bool, state: str
+    driver: Driver, calls, monkeypatch, left: int | None, state: str
 ):
     calls((1, 3), (0, 2))
-    monkeypatch.setattr(Driver, "_finished", lambda self, piece: finished)
+    monkeypatch.setattr(resume, "left", lambda path: left)
     assert driver.run("tests", None) == state
 
 
