@@ -578,9 +578,17 @@ def load_cases(
     return sorted(cases.values(), key=rank)
 
 
-def make_timer(device: torch.device) -> Timer:
-    """The timer of a device."""
-    return CudaTimer(device) if device.type == "cuda" else HostTimer()
+def make_timer(device: torch.device, clock: str = "wall") -> Timer:
+    """The timer of a device.
+
+    Raises:
+        BenchError: the clock of a process says nothing about a GPU.
+    """
+    if device.type == "cuda":
+        if clock != "wall":
+            raise BenchError("--clock cpu is for --device cpu")
+        return CudaTimer(device)
+    return HostTimer(clock=clock)
 
 
 def default_path(device: torch.device, suites: Sequence[str], quick: bool) -> Path:
@@ -641,7 +649,7 @@ def make_run(args: argparse.Namespace, suites: Sequence[str], command: str) -> R
         ),
         device,
         args.output or default_path(device, suites, args.quick),
-        make_timer(device),
+        make_timer(device, args.clock),
         dataclasses.replace(policy, without=without, compile_all=args.compile_all),
         args.budget,
         command,

@@ -14,6 +14,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from fused_inception import testing
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
+CUDA = torch.device("cuda")
 # Microseconds of a call on the fake GPU, by variant and mode.
 SPEEDS = {
     ("aten", "eager"): 20.0,
@@ -188,6 +190,21 @@ def test_every_script_measures_on_a_cpu(suite: str, tmp_path: Path):
     assert first["refused"].get("P4") == (
         "cuDNN needs a CUDA device" if suite == "conv2d_act" else None
     )
+
+
+def test_the_clock_of_the_process_does_not_count_waiting():
+    def wait(x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02)
+        return x
+
+    inputs = [torch.ones(1)]
+    wall, cpu = (
+        HostTimer(0.0, clock).sampler("wait", wait, inputs, "eager")() for clock in ("wall", "cpu")
+    )
+    assert wall > 15_000
+    assert cpu < wall / 4
+    with pytest.raises(BenchError, match="--clock cpu is for --device cpu"):
+        harness.make_timer(CUDA, "cpu")
 
 
 def test_a_row_of_a_gpu(tmp_path: Path, fake_gpu: None):

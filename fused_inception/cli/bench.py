@@ -55,6 +55,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--fresh", action="store_true", help="write over the result file")
     parser.add_argument("--threads", metavar="N", type=_positive, help="threads of the CPU")
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="on a CPU: cpu counts the process's own seconds, for a machine that others use too",
+    )
     parser.add_argument("--commit", help="of the code, for a copy without history")
 
 
