@@ -35,8 +35,8 @@ PIECE_SECONDS = 450.0
 _GRACE = 70.0
 # Processes in a row that bring nothing: the third may succeed, see `bench.harness`.
 _IN_VAIN = 3
-# Of the correctness tests, those that say most in the least time.
-TESTS = ("exact", "tests")
+# Correctness tests, by what `-k` picks: first those that say most in the least time, then all.
+TESTS = {"exact": ["-k", "exact"], "cuda": ["-k", "cuda_gpu"], "tests": []}
 PIECES = (*TESTS, "sanitize", *SUITES)
 GROUPS = {"all": PIECES, "bench": SUITES, **{piece: (piece,) for piece in PIECES}}
 
@@ -69,7 +69,7 @@ class Driver:
         if piece in TESTS:
             return [
                 *python, "pytest", "tests", "--ignore", "tests/interpreter", "-m", "gpu",
-                *(["-k", "exact"] if piece == "exact" else []),
+                *TESTS[piece],
                 "-p", "bench.resume", "--resume-file", str(self.outcomes),
                 "--resume-budget", f"{seconds:.0f}", "-p", "no:cacheprovider",
                 "--continue-on-collection-errors",

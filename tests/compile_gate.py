@@ -7,16 +7,15 @@ rows.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -224,18 +223,14 @@ INSTRUCTION = re.compile(r"(wgmma\.mma_async|mma\.sync|tcgen05\.mma|fma\.rn\.f32
 
 
 def measure(case: Case) -> Row:
-    """Compile `case` and read ptxas's report on it."""
-    compiled = compile_case(case)
-    ptx = compiled.asm["ptx"]
-    target = re.search(r"^\.target (\w+)", ptx, re.M)
-    assert target is not None
-    ptxas = Path(triton.__file__).parent / "backends/nvidia/bin"
-    ptxas /= "ptxas-blackwell" if int(case.device_class.removeprefix("sm_")) >= 100 else "ptxas"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "kernel.ptx")
-        path.write_text(ptx)
-        command = [ptxas, "-v", "--gpu-name", target[1], path, "-o", os.devnull]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    """Compile `case` and read ptxas's report on it: that of the very run that Triton makes."""
+    log = io.StringIO()
+    with triton.knobs.nvidia.scope(), triton.knobs.compilation.scope():
+        triton.knobs.nvidia.dump_ptxas_log = True
+        triton.knobs.compilation.always_compile = True  # what lies in a cache has no report
+        with contextlib.redirect_stdout(log):
+            compiled = compile_case(case)
+    ptx, report = compiled.asm["ptx"], log.getvalue()
 
     def number(pattern: str) -> int:
         match = re.search(pattern, report)

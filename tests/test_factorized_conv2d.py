@@ -661,15 +661,6 @@ def test_triton_refuses_float64(device):
         factorized_conv2d(*operands, backend="triton")
 
 
-def test_cuda_refuses_for_want_of_a_kernel():
-    message = (
-        r"factorized_conv2d: backend 'cuda' cannot run here: this version has no cuda kernel for "
-        r"factorized_conv2d"
-    )
-    with pytest.raises(RuntimeError, match=message):
-        factorized_conv2d(*OPERANDS.values(), backend="cuda")
-
-
 def test_aten_by_name():
     result = factorized_conv2d(*OPERANDS.values(), backend="aten")
     assert torch.equal(result, factorized_conv2d(*OPERANDS.values()))

@@ -15,13 +15,16 @@ import torch
 
 import fused_inception
 from fused_inception import testing
-from fused_inception.ops.common.configurations import DEVICE_CLASSES, Tile, load_table
+from fused_inception.ops.common.configurations import DEVICE_CLASSES, Tile
 from fused_inception.ops.factorized_conv2d import launch
 from fused_inception.testing import PairInputs, PairShape
+from tests.op_cases import all_tiles
 
 pytestmark = pytest.mark.gpu
 
 DEVICE = "cuda"
+# What `run` runs; test_factorized_conv2d_cuda_gpu.py puts the same properties to the other backend.
+BACKEND = "triton"
 # name -> (dtype, float32 precision, factor of the error budget)
 PRECISIONS = {
     "fp32-ieee": (torch.float32, "ieee", 2.0),
@@ -54,7 +57,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def run(inputs: PairInputs, **options: str) -> torch.Tensor:
-    return fused_inception.factorized_conv2d(*inputs, backend="triton", **options)
+    return fused_inception.factorized_conv2d(*inputs, backend=BACKEND, **options)
 
 
 def with_batch(inputs: PairInputs, batch: torch.Tensor) -> PairInputs:
@@ -75,18 +78,7 @@ def test_integers_are_exact(shape: PairShape, precision):
     assert exact(testing.integer_pair(shape, dtype, DEVICE), dtype)
 
 
-def tiles() -> list[tuple[str, Tile]]:
-    """Every (precision, tile) that some table holds."""
-    found = {
-        (precision, tile)
-        for name in dict.fromkeys(DEVICE_CLASSES.values())
-        for precision, row in load_table("factorized_conv2d", name).tiles.items()
-        for tile in row
-    }
-    return sorted(found, key=str)
-
-
-@pytest.mark.parametrize(("name", "tile"), tiles(), ids=str)
+@pytest.mark.parametrize(("name", "tile"), all_tiles(launch.NAME), ids=str)
 def test_every_configuration_is_exact_on_integers(
     monkeypatch: pytest.MonkeyPatch, name: str, tile: Tile, form: str
 ):
@@ -277,8 +269,8 @@ def test_a_tensor_on_the_second_device_is_computed_there():
     assert torch.equal(result.cpu(), testing.pair_oracle(inputs).half())
 
 
-def test_auto_is_triton_for_what_triton_takes():
-    inputs = testing.random_pair(dataclasses.replace(PAIR, batch=2), torch.bfloat16, DEVICE)
+def test_auto_is_triton_for_what_the_extension_does_not_take():
+    inputs = testing.random_pair(dataclasses.replace(PAIR, batch=2), torch.float32, DEVICE)
     assert torch.equal(fused_inception.factorized_conv2d(*inputs), run(inputs))
 
 

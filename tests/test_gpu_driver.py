@@ -182,7 +182,7 @@ def test_failing_tests_do_not_hide_those_behind_them(
 
 
 def test_the_commands_of_the_pieces(driver: Driver):
-    exact, tests = (" ".join(driver.command(piece, 100)) for piece in gpu.TESTS)
+    exact, _, tests = (" ".join(driver.command(piece, 100)) for piece in gpu.TESTS)
     assert "-m gpu" in exact
     assert "-k exact" in exact
     assert tests == exact.replace(" -k exact", "")
@@ -228,7 +228,7 @@ def test_without_a_gpu_it_says_so(capsys):
 
 def test_an_unknown_piece_is_refused(capsys):
     assert gpu.main(["--device", "cpu", "--piece", "pair"]) == 2
-    assert "--piece takes all, bench, exact, tests, sanitize," in capsys.readouterr().err
+    assert "--piece takes all, bench, exact, cuda, tests, sanitize," in capsys.readouterr().err
 
 
 def test_the_summary_says_what_failed_and_what_missed(driver: Driver, capsys):

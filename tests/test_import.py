@@ -275,7 +275,7 @@ def test_triton_is_imported_in_triton_files_alone(module):
 
 @pytest.mark.parametrize("module", SOURCES)
 def test_only_launchers_and_dispatch_know_the_extension(module):
-    knows = module.endswith(".launch") or module in (
+    knows = module.endswith((".launch", ".cuda_launch")) or module in (
         "fused_inception.ops.common.dispatch",
         "fused_inception.cli.info",  # prints what was built
     )

@@ -1,6 +1,7 @@
 """The operators as PyTorch sees them: schema, fakes, compilers, export, threads.
 
-Nearly all of it needs no GPU. Left out: gradients of the bare operators. They are attached outside,
+Nearly all of it needs no GPU. The compiled extension, where there is one, is loaded first: none of
+this may depend on it. Left out: gradients of the bare operators. They are attached outside,
 by the public functions, which is what compilers trace.
 """
 
@@ -13,9 +14,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import nn
 
 import fused_inception
+from fused_inception import _extension
 from fused_inception.testing import (
     LAYOUTS,
     ConvShape,
@@ -27,6 +30,8 @@ from fused_inception.testing import (
     random_pair,
     random_split,
 )
+
+_extension.build_info()
 
 
 class Sample(NamedTuple):

@@ -115,4 +115,6 @@ def available_backends() -> dict[str, str]:
                 f"{no_device} (TRITON_INTERPRET=1, set before the first import, runs it on the CPU)"
             )
     cuda = _extension.build_info()["error"] or no_device
+    if cuda is None:
+        cuda = _extension.refusal(torch.float16, torch.device("cuda"))
     return {"aten": "available", "triton": triton or "available", "cuda": cuda or "available"}

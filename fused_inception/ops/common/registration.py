@@ -9,6 +9,7 @@ runs below both.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -39,4 +40,17 @@ def register(
     _library.impl(name, guarded, "CompositeExplicitAutograd")  # every device
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     overload: Callable[..., torch.Tensor] = getattr(getattr(torch.ops, NAMESPACE), name).default
+    return overload
+
+
+def define_internal(name: str, schema: str) -> Callable[..., Any]:
+    """Define `fused_inception::name`, which the compiled extension implements where it is loaded.
+
+    Compilers never meet it: it is called inside the implementation of an operator from `register`.
+
+    Returns:
+        The operator, called with positional arguments.
+    """
+    _library.define(name + schema)
+    overload: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name).default
     return overload

@@ -28,7 +28,7 @@ from fused_inception.ops.common.launching import (
 )
 from fused_inception.ops.common.precision import conv_precision
 
-from . import aten
+from . import aten, cuda_launch
 
 if TYPE_CHECKING:
     from .op import Problem
@@ -67,7 +67,7 @@ def _run_triton(
 
 
 BACKENDS = (
-    dispatch.missing(NAME, "cuda"),
+    cuda_launch.BACKEND,
     dispatch.Backend("triton", _can_run_triton, _run_triton),
     dispatch.aten(_run_aten),
 )

@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0
+// `fused_inception::_factorized_conv2d_cuda_out`: checks, and launches on the current stream.
+// Python has the schema, chooses the configuration and allocates; see cuda_launch.py.
+#include "common/checks.h"
+#include "common/dispatch.h"
+#include "factorized_conv2d/configuration.h"
+#include "factorized_conv2d/launch.h"
+#include "factorized_conv2d/params.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+namespace fused_inception {
+namespace {
+
+constexpr const char* kOp = "factorized_conv2d";
+// Pixels of one launch: keeps their numbers, and the last tile's overhang, inside int32.
+constexpr int64_t kMaxPixels = int64_t{1} << 30;
+// Channels come in whole 16-byte pieces.
+constexpr int64_t kChannelMultiple = 8;
+// Keeps every offset inside one image or one filter's weights far from the end of int64.
+constexpr int64_t kMaxChannels = int64_t{1} << 20;
+
+int64_t padded(int64_t channels) {
+  return (channels + kChannelMultiple - 1) / kChannelMultiple * kChannelMultiple;
+}
+
+// A map of whole 16-byte pieces: channel stride 1, the others in multiples of 8 elements.
+void check_map(const char* name, const Tensor& map) {
+  bool whole = map.size(1) == 1 || map.stride(1) == 1;
+  for (int64_t i : {0, 2, 3}) {
+    whole = whole && (map.size(i) <= 1 || map.stride(i) % kChannelMultiple == 0);
+  }
+  check(whole,
+        kOp,
+        ": ",
+        name,
+        " must be channels_last with strides in multiples of ",
+        kChannelMultiple,
+        ", got shape ",
+        List{map.sizes()},
+        " and strides ",
+        List{map.strides()});
+}
+
+// A weight [filter][tap][channel] with `channels` channels.
+void check_weight(const char* name, const Tensor& weight, int64_t channels) {
+  const int64_t taps = weight.size(2) * weight.size(3);
+  check(weight.size(1) == channels && weight.size(0) >= 1,
+        kOp,
+        ": ",
+        name,
+        " must take ",
+        channels,
+        " channels, got shape ",
+        List{weight.sizes()});
+  const int64_t strides[] = {taps * channels, 1, weight.size(3) * channels, channels};
+  check_strides(kOp, name, weight, strides);
+  check_alignment(kOp, name, weight.const_data_ptr());
+}
+
+void check_bias(const char* name,
+                const std::optional<Tensor>& bias,
+                ScalarType type,
+                int64_t filters) {
+  if (!bias) return;
+  check_kind(kOp, name, *bias, type, 1);
+  const int64_t strides[] = {1};
+  check(bias->size(0) == filters,
+        kOp,
+        ": ",
+        name,
+        " must have ",
+        filters,
+        " values, got ",
+        bias->size(0));
+  check_strides(kOp, name, *bias, strides);
+}
+
+const void* pointer(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr() : nullptr;
+}
+
+// Strides of a map as the kernels count: lines along the height where the row filter comes first.
+MapStrides map_strides(const Tensor& map, bool row_first) {
+  const int64_t row = map.stride(2), column = map.stride(3);
+  return {map.stride(0), row_first ? column : row, row_first ? row : column};
+}
+
+void factorized_conv2d_cuda_out(Tensor input,
+                                Tensor weight1,
+                                std::optional<Tensor> bias1,
+                                Tensor weight2,
+                                std::optional<Tensor> bias2,
+                                std::optional<Tensor> mid,
+                                Tensor out,
+                                int64_t channel_offset,
+                                bool mid_relu,
+                                bool relu,
+                                int64_t configuration) {
+  const ScalarType type = input.scalar_type();
+  check_16_bit(kOp, type);
+  check_kind(kOp, "input", input, type, 4);
+  check_kind(kOp, "weight1", weight1, type, 4);
+  check_kind(kOp, "weight2", weight2, type, 4);
+  check_kind(kOp, "out", out, type, 4);
+  const int64_t batch = input.size(0), c_in = input.size(1);
+  const int64_t height = input.size(2), width = input.size(3);
+  const int64_t filters1 = weight1.size(0), c_mid = padded(filters1), filters2 = weight2.size(0);
+
+  const bool row_first = weight1.size(2) == 1 && weight2.size(3) == 1;
+  check(row_first || (weight1.size(3) == 1 && weight2.size(2) == 1),
+        kOp,
+        ": weight1 and weight2 must be a 1xn filter and an mx1 one, or nx1 and 1xm, got shapes ",
+        List{weight1.sizes()},
+        " and ",
+        List{weight2.sizes()});
+  const int64_t taps1 = weight1.size(2) * weight1.size(3);
+  const int64_t taps2 = weight2.size(2) * weight2.size(3);
+  check(taps1 % 2 == 1 && taps2 % 2 == 1,
+        kOp,
+        ": filters must have odd lengths, got ",
+        taps1,
+        " and ",
+        taps2);
+  check(c_in % kChannelMultiple == 0 && height >= 1 && width >= 1 && height * width <= kMaxPixels,
+        kOp,
+        ": input must have channels in multiples of ",
+        kChannelMultiple,
+        " and a map of 1 to 2^30 pixels, got shape ",
+        List{input.sizes()});
+  check(std::max({c_in, filters1, filters2}) <= kMaxChannels,
+        kOp,
+        ": channels must number at most 2^20, got ",
+        c_in,
+        ", ",
+        filters1,
+        " and ",
+        filters2);
+  check_weight("weight1", weight1, c_in);
+  check_weight("weight2", weight2, c_mid);
+  check_bias("bias1", bias1, type, filters1);
+  check_bias("bias2", bias2, type, filters2);
+
+  check(out.size(0) == batch && out.size(2) == height && out.size(3) == width,
+        kOp,
+        ": out must have the batch and the map of input, ",
+        List{input.sizes()},
+        ", got shape ",
+        List{out.sizes()});
+  check(channel_offset >= 0 && channel_offset % kChannelMultiple == 0 &&
+            channel_offset + padded(filters2) <= out.size(1),
+        kOp,
+        ": out must have room for ",
+        padded(filters2),
+        " channels at a multiple of ",
+        kChannelMultiple,
+        ", got shape ",
+        List{out.sizes()},
+        " and channel_offset ",
+        channel_offset);
+  check_map("input", input);
+  check_map("out", out);
+  check_alignment(kOp, "input", input.const_data_ptr());
+  check_alignment(kOp, "out", out.const_data_ptr());
+
+  const int64_t cross_size = row_first ? width : height;
+  const int64_t line_size = row_first ? height : width;
+  int64_t images = std::max<int64_t>(1, kMaxPixels / (height * width));
+  if (mid) {
+    check_kind(kOp, "mid", *mid, type, 4);
+    check(mid->size(0) >= 1 && mid->size(1) == cross_size && mid->size(2) == line_size &&
+              mid->size(3) == c_mid,
+          kOp,
+          ": mid must have the shape (images, ",
+          cross_size,
+          ", ",
+          line_size,
+          ", ",
+          c_mid,
+          "), got ",
+          List{mid->sizes()});
+    check(
+        mid->is_contiguous(), kOp, ": mid must be contiguous, got strides ", List{mid->strides()});
+    check_alignment(kOp, "mid", mid->const_data_ptr());
+    images = std::min(images, mid->size(0));
+  }
+
+  check(input.is_cuda(), kOp, ": input must be on a CUDA device, got ", device_name(input));
+  check_device(kOp, "weight1", weight1, input);
+  check_device(kOp, "weight2", weight2, input);
+  check_device(kOp, "out", out, input);
+  if (bias1) check_device(kOp, "bias1", *bias1, input);
+  if (bias2) check_device(kOp, "bias2", *bias2, input);
+  if (mid) check_device(kOp, "mid", *mid, input);
+
+  const int32_t device = input.get_device_index();
+  const DeviceGuard guard(device);
+  if (batch == 0) return;
+
+  FactorizedConv2dParams params{
+      .input = input.const_data_ptr(),
+      .weight1 = weight1.const_data_ptr(),
+      .bias1 = pointer(bias1),
+      .weight2 = weight2.const_data_ptr(),
+      .bias2 = pointer(bias2),
+      .output = static_cast<char*>(out.mutable_data_ptr()) +
+                channel_offset * static_cast<int64_t>(out.element_size()),
+      .mid = mid ? mid->mutable_data_ptr() : nullptr,
+      .input_stride = map_strides(input, row_first),
+      .output_stride = map_strides(out, row_first),
+      .first_image = 0,
+      .num_images = 0,
+      .cross_size = static_cast<int32_t>(cross_size),
+      .line_size = static_cast<int32_t>(line_size),
+      .c_in = static_cast<int32_t>(c_in),
+      .filters1 = static_cast<int32_t>(filters1),
+      .c_mid = static_cast<int32_t>(c_mid),
+      .filters2 = static_cast<int32_t>(filters2),
+      .c_out = static_cast<int32_t>(padded(filters2)),
+      .taps1 = static_cast<int32_t>(taps1),
+      .taps2 = static_cast<int32_t>(taps2),
+      .mid_relu = mid_relu,
+      .relu = relu,
+  };
+  const cudaStream_t stream = current_stream(device);
+  for (int64_t first = 0; first < batch; first += images) {
+    params.first_image = first;
+    params.num_images = static_cast<int32_t>(std::min(images, batch - first));
+    const cudaError_t error = dispatch_16_bit(kOp, type, [&](auto element) {
+      return launch_factorized_conv2d<decltype(element)>(
+          params, static_cast<int>(configuration), stream);
+    });
+    check(error == cudaSuccess,
+          kOp,
+          ": configuration ",
+          configuration,
+          " failed on cuda:",
+          device,
+          " (built for ",
+          FUSED_INCEPTION_ARCHITECTURES,
+          "): ",
+          cudaGetErrorName(error),
+          ", ",
+          cudaGetErrorString(error));
+  }
+}
+
+// Four numbers a configuration: whether it works in bands, pixels and filters of its tile, and
+// bytes of shared memory with `c_mid` channels.
+std::vector<int64_t> factorized_conv2d_cuda_configurations(int64_t c_mid) {
+  check(c_mid >= 1 && c_mid <= kMaxChannels, kOp, ": c_mid must be 1 to 2^20, got ", c_mid);
+  std::vector<int64_t> numbers;
+  for (const Sm80Configuration& row : kSm80Configurations) {
+    numbers.insert(
+        numbers.end(),
+        {row.bands, row.block_m, row.block_n, shared_bytes(row, static_cast<int>(c_mid))});
+  }
+  return numbers;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fused_inception, CompositeExplicitAutograd, m) {
+  m.impl("_factorized_conv2d_cuda_configurations",
+         TORCH_BOX(&factorized_conv2d_cuda_configurations));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fused_inception, CUDA, m) {
+  m.impl("_factorized_conv2d_cuda_out", TORCH_BOX(&factorized_conv2d_cuda_out));
+}
+
+}  // namespace fused_inception

@@ -1,0 +1,198 @@
+"""The pair in the compiled extension: what it takes, which configuration it gets, and the launch.
+
+The kernels' configurations are a table of the extension (csrc/factorized_conv2d/configuration.h).
+All of them form every sum in the same order, so that which one runs, which may depend on the batch,
+changes no bit of the result. What the backend takes depends on one image alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from fused_inception import _extension
+from fused_inception.ops.common.configurations import padded
+from fused_inception.ops.common.dispatch import Backend
+from fused_inception.ops.common.geometry import empty_channels_last
+from fused_inception.ops.common.launching import dense_bias, operand
+from fused_inception.ops.common.registration import define_internal
+
+if TYPE_CHECKING:
+    from .op import Problem
+
+MAX_TAPS = 15
+MAX_SIDE = 71
+MAX_CHANNELS = 2**20
+# The kernels move 16 bytes at a time.
+CHANNEL_MULTIPLE = 8
+# Bands are used where they are at least this many to a multiprocessor. Reasoned, not yet measured.
+MIN_BANDS_PER_MULTIPROCESSOR = 0.75
+
+_out_operator = define_internal(
+    "_factorized_conv2d_cuda_out",
+    "(Tensor input, Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2, "
+    "Tensor(a!)? mid, Tensor(b!) out, int channel_offset, bool mid_relu, bool relu, "
+    "int configuration) -> ()",
+)
+_configurations_operator = define_internal(
+    "_factorized_conv2d_cuda_configurations", "(int c_mid) -> int[]"
+)
+
+
+class Configuration(NamedTuple):
+    """One row of the extension's table, `number`, for a given number of mid channels.
+
+    With `bands` one launch does both factors; without, each has a launch of its own.
+    """
+
+    number: int
+    bands: bool
+    block_m: int  # pixels of a tile
+    block_n: int  # filters of a tile
+    shared_bytes: int
+
+
+class Device(NamedTuple):
+    """What the choice of a configuration asks of a device."""
+
+    shared_bytes: int  # that a block may have
+    multiprocessors: int
+    l2_bytes: int
+
+
+@functools.cache
+def configurations(c_mid: int) -> tuple[Configuration, ...]:
+    """The extension's table, with the shared memory that `c_mid` channels take."""
+    numbers = _configurations_operator(c_mid)
+    rows = [numbers[i : i + 4] for i in range(0, len(numbers), 4)]
+    return tuple(
+        Configuration(number, bool(bands), *sizes) for number, (bands, *sizes) in enumerate(rows)
+    )
+
+
+@functools.cache
+def _device(device: torch.device) -> Device:
+    properties: Any = torch.cuda.get_device_properties(device)  # torch's stub lacks some of them
+    return Device(
+        properties.shared_memory_per_block_optin,
+        properties.multi_processor_count,
+        properties.L2_cache_size,
+    )
+
+
+def shape_refusal(problem: Problem) -> str | None:
+    """Why the kernels do not take the shape of `problem`, or None where they do."""
+    p = problem
+    if max(p.taps1, p.taps2) > MAX_TAPS:
+        return f"filters of length {p.taps1} and {p.taps2}; takes up to {MAX_TAPS}"
+    if max(p.height, p.width) > MAX_SIDE:
+        return f"a map of {p.height}x{p.width}; takes up to {MAX_SIDE}x{MAX_SIDE}"
+    if max(p.c_in, p.c_mid, p.c_out) > MAX_CHANNELS:
+        return f"{p.c_in}, {p.c_mid} and {p.c_out} channels; takes up to 2^20"
+    return None
+
+
+def can_run(problem: Problem) -> str | None:
+    """Why the extension cannot run `problem`, or None where it can; see `Backend`."""
+    reason = shape_refusal(problem) or _extension.refusal(problem.dtype, problem.device)
+    if reason is None:
+        least = min(c.shared_bytes for c in configurations(padded(problem.c_mid, CHANNEL_MULTIPLE)))
+        limit = _device(problem.device).shared_bytes
+        if least > limit:
+            reason = f"{problem.device} has {limit} bytes of shared memory a block; takes {least}"
+    return reason
+
+
+def choose(table: tuple[Configuration, ...], device: Device, problem: Problem) -> Configuration:
+    """Bands where they fit and fill the device, with the least padding; else two launches.
+
+    Of the configurations for two launches, the one of the largest tile that fills the device, or
+    the one of the smallest.
+    """
+    p = problem
+    fitting = [c for c in table if c.shared_bytes <= device.shared_bytes]
+
+    def multiplications(c: Configuration) -> int:
+        first = padded(p.c_mid, c.block_n) * p.taps1 * p.c_in
+        return first + padded(p.c_out, c.block_n) * p.taps2 * p.c_mid
+
+    bands = [c for c in fitting if c.bands and c.block_m >= p.line_size]
+    if bands:
+        best = min(bands, key=multiplications)
+        number = -(-p.batch * p.cross_size // (best.block_m // p.line_size))
+        if number >= MIN_BANDS_PER_MULTIPROCESSOR * device.multiprocessors:
+            return best
+
+    def tiles(c: Configuration) -> int:
+        pixel_tiles = -(-p.batch * p.height * p.width // c.block_m)
+        return pixel_tiles * -(-min(p.c_mid, p.c_out) // c.block_n)
+
+    pairs = sorted((c for c in fitting if not c.bands), key=lambda c: -c.block_m * c.block_n)
+    return next((c for c in pairs if tiles(c) >= device.multiprocessors), pairs[-1])
+
+
+def images_of_mid(problem: Problem, l2_bytes: int) -> int:
+    """Images whose mid tensor stays in L2 together, at least one and at most the batch."""
+    c_mid = padded(problem.c_mid, CHANNEL_MULTIPLE)
+    image_bytes = problem.height * problem.width * c_mid * problem.dtype.itemsize
+    return max(1, min(problem.batch, l2_bytes // image_bytes))
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(problem: Problem) -> tuple[Configuration, int]:
+    """The configuration for `problem`, and the images of its mid tensor."""
+    device = _device(problem.device)
+    table = configurations(padded(problem.c_mid, CHANNEL_MULTIPLE))
+    return choose(table, device, problem), images_of_mid(problem, device.l2_bytes)
+
+
+def launch(
+    problem: Problem,
+    configuration: Configuration,
+    images: int,
+    input: torch.Tensor,
+    weight1: torch.Tensor,
+    bias1: torch.Tensor | None,
+    weight2: torch.Tensor,
+    bias2: torch.Tensor | None,
+    mid_activation: str,
+    activation: str,
+) -> torch.Tensor:
+    """Copy what the kernels do not take as it is, allocate, and run `configuration`."""
+    p = problem
+    c_in, c_mid, c_out = (padded(c, CHANNEL_MULTIPLE) for c in (p.c_in, p.c_mid, p.c_out))
+    output = empty_channels_last(p.output_shape, input)
+    if p.batch == 0:
+        return output
+    whole = output
+    if c_out != p.c_out:
+        whole = empty_channels_last((p.batch, c_out, p.height, p.width), input)
+    mid = None
+    if not configuration.bands:
+        mid = input.new_empty((images, p.cross_size, p.line_size, c_mid))
+    _out_operator(
+        operand(input, c_in),
+        operand(weight1, c_in),
+        dense_bias(bias1),
+        operand(weight2, c_mid),
+        dense_bias(bias2),
+        mid,
+        whole,
+        0,
+        mid_activation == "relu",
+        activation == "relu",
+        configuration.number,
+    )
+    if whole is not output:
+        output.copy_(whole[:, : p.c_out])
+    return output
+
+
+def run(problem: Problem, *operands: Any) -> torch.Tensor:
+    """The pair on the extension; see `Backend`."""
+    return launch(problem, *_plan(problem), *operands)
+
+
+BACKEND = Backend("cuda", can_run, run)

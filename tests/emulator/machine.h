@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+// The emulated device from the inside: the threads of a block, who runs next, who waits for whom.
+//
+// Blocks of a grid run one after another, each on fresh poisoned shared memory; all threads of a
+// block are alive at once, one fiber each. A primitive either goes on, or suspends its thread until
+// another thread wakes it. Everything is deterministic for given options.
+#pragma once
+
+#include "emulator/async.h"
+#include "emulator/clocks.h"
+#include "emulator/control.h"
+#include "emulator/device_host.h"
+#include "emulator/fiber.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace emulator {
+
+constexpr int kWarpSize = 32;
+constexpr int kNamedBarriers = 16;
+// Where dynamic shared memory begins: address 0 is never valid, and sm_90 keeps 1 KB of its own.
+constexpr size_t kSharedBase = 1024;
+constexpr size_t kSharedWindow = size_t{1} << 20;
+
+// Ends the launch with a message that names block and thread; called from a thread of a kernel.
+[[noreturn]] void fail(const std::string& message);
+
+// Call sites have numbers. Of a plain access only the machine code's address is known.
+int site_number(const Site& site);
+int plain_site_number(const void* address);
+std::string site_name(int site);
+
+// Plain accesses of the kernels are hooked. Without them races cannot be judged.
+void note_hooks();
+
+// Whether a synchronizing call is to be left out. Also notes that the call was reached.
+bool skipped(int site, const char* primitive);
+bool weakened(int site);
+
+struct Thread {
+  int index = 0;
+  int warp = 0;
+  int lane = 0;
+  bool exited = false;
+  const char* wait = nullptr;  // the primitive it is suspended in, and where
+  int wait_site = 0;
+  Epoch groups = 0;  // of cp.async that it has committed
+};
+
+struct Warp {
+  std::vector<int> ready;  // threads
+  // The collective call that is gathering its lanes.
+  int gathered = 0;
+  const char* name = nullptr;
+  int site = 0;
+  int64_t variant = 0;  // must agree as well: a barrier's number, an instruction's shape
+  void* arguments[kWarpSize] = {};
+};
+
+struct Barrier {
+  int threads = 0;  // that it takes
+  int arrived = 0;
+  std::vector<int> waiting;
+  HappensBefore::Release release;
+};
+
+class Block {
+ public:
+  Block(int64_t index, int threads, size_t shared_bytes, const Options& options);
+
+  // Runs all threads to their end, or to the first fault.
+  void run(const std::function<void()>& kernel);
+
+  int64_t index() const { return index_; }
+  int size() const { return static_cast<int>(threads_.size()); }
+  size_t shared_bytes() const { return shared_bytes_; }
+  Thread& current() { return threads_[static_cast<size_t>(current_)]; }
+  void leave();  // back to the scheduler, for good where there is a fault
+
+  HappensBefore& order() { return order_; }
+  AsyncEngine& async() { return async_; }
+  std::mt19937_64& random() { return random_; }
+
+  // Gathers the 32 lanes of a warp in one call. The last lane to come calls `perform` with the
+  // arguments of all; where that returns false, the lanes stay suspended.
+  using Perform = bool (*)(Block& block, int first_thread, void* const* arguments);
+  void collective(
+      const char* name, const Site& site, int64_t variant, void* argument, Perform perform);
+
+  // The threads of a warp come to a barrier. True where they go on.
+  bool arrive(int barrier, int threads, int first_thread, bool waits);
+
+  // Gives way to other threads, now and then, where the schedule is a swarm.
+  void maybe_yield();
+
+  // The range of shared memory, as a host address; fails where it is not the block's.
+  char* resolve(uint32_t address, size_t bytes, size_t alignment, const char* what);
+
+  // Judges an access to shared memory that `thread` makes or issues.
+  void touch(
+      bool write, size_t offset, size_t bytes, int thread, Actor actor, Epoch epoch, int site);
+
+ private:
+  enum class Policy { kInTurn, kRandom, kWarpPriority, kLastInFirstOut };
+
+  void suspend(const char* primitive, int site);
+  void wake(int thread);
+  int pick();
+  std::string deadlock() const;
+
+  int64_t index_;
+  size_t shared_bytes_;
+  bool races_;
+  std::mt19937_64 random_;
+  Policy policy_ = Policy::kInTurn;
+  uint64_t landing_interval_ = 0;  // switches from one landing to the next; 0: none at switches
+  uint64_t yield_interval_ = 0;
+  HappensBefore order_;
+  Shadow shadow_;
+  AsyncEngine async_;
+  std::vector<Thread> threads_;
+  std::vector<Warp> warps_;
+  std::vector<int> ready_warps_;
+  std::vector<uint64_t> priority_;  // of the warps
+  Barrier barriers_[kNamedBarriers];
+  int current_ = -1;
+};
+
+// The block that is running, or null.
+Block* current_block();
+
+// Offset 0 of the block's shared memory.
+char* shared_window();
+
+// Whether the address is anywhere in global memory, in a buffer or not.
+bool is_global(const void* address);
+
+// Judges an access to global memory.
+void touch_global(bool write, const void* address, size_t bytes, int site);
+
+void count_banks(int conflicts);
+
+}  // namespace emulator

@@ -1,0 +1,215 @@
+"""Operands of `primitives_program.cpp` and what each primitive makes of them by its definition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from tests.emulator import programs
+from tests.emulator.programs import HOOKED, Report, Variant
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Case(NamedTuple):
+    """One launch of a kernel of the program."""
+
+    first: torch.Tensor
+    expected: torch.Tensor  # flat
+    second: torch.Tensor | None = None
+    third: torch.Tensor | None = None
+    threads: int = 32
+    blocks: int = 1
+    shared_bytes: int = 0
+
+
+def run_primitive(
+    folder: Path,
+    kernel: str,
+    case: Case,
+    *,
+    variant: Variant = HOOKED,
+    binary: Path | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, Report]:
+    """The output, flat, and the report."""
+    operands = {"first": case.first, "second": case.second, "third": case.third}
+    report = programs.run(
+        binary or programs.build("primitives_program", variant),
+        kernel=kernel,
+        **{k: programs.save(v, folder / k) for k, v in operands.items() if v is not None},
+        output=folder / "output",
+        output_bytes=case.expected.numel() * case.expected.element_size(),
+        threads=case.threads,
+        blocks=case.blocks,
+        shared_bytes=case.shared_bytes,
+        **options,
+    )
+    return programs.load(folder / "output", case.expected.dtype), report
+
+
+# Fragments of mma_m16n8k16, by the tables of the PTX ISA; g = lane // 4, q = lane % 4.
+
+
+def _gather(matrix: torch.Tensor, places: list[tuple[int, int]]) -> torch.Tensor:
+    rows, columns = zip(*places, strict=True)
+    return matrix[list(rows), list(columns)].contiguous()
+
+
+def fragment_a(a: torch.Tensor) -> torch.Tensor:
+    """a (16, 16) as elements [lane][register][half]."""
+    return _gather(
+        a,
+        [
+            (lane // 4 + 8 * (r % 2), 2 * (lane % 4) + e + 8 * (r // 2))
+            for lane in range(32)
+            for r in range(4)
+            for e in range(2)
+        ],
+    )
+
+
+def fragment_b(b: torch.Tensor) -> torch.Tensor:
+    """b (16, 8) as elements [lane][register][half]."""
+    return _gather(
+        b,
+        [
+            (2 * (lane % 4) + e + 8 * r, lane // 4)
+            for lane in range(32)
+            for r in range(2)
+            for e in range(2)
+        ],
+    )
+
+
+def accumulator_of(c: torch.Tensor) -> torch.Tensor:
+    """c (16, 8) as elements [lane][register]."""
+    return _gather(
+        c,
+        [
+            (lane // 4 + 8 * (i // 2), 2 * (lane % 4) + i % 2)
+            for lane in range(32)
+            for i in range(4)
+        ],
+    )
+
+
+# Cases, by a seed. Values are whole numbers, so that the order of a sum does not matter.
+
+
+def _integers(size: tuple[int, ...], high: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-high, high + 1, size, generator=generator)
+
+
+def ldmatrix(matrices: int, transposed: bool, seed: int) -> Case:
+    """Rows are addressed in a random order, so that a lane's own address counts."""
+    memory = _integers((8 * matrices, 8), 30000, seed).to(torch.int16)
+    order = torch.randperm(8 * matrices, generator=torch.Generator().manual_seed(seed))
+    loaded = memory[order].view(matrices, 8, 8)
+    if transposed:
+        loaded = loaded.transpose(1, 2)
+    # Register j of lane 4 g + q: row g of matrix j, elements 2q and 2q + 1.
+    registers = loaded.reshape(matrices, 8, 4, 2).permute(1, 2, 0, 3).contiguous()
+    rows = torch.zeros(32, dtype=torch.int32)
+    rows[: 8 * matrices] = order
+    return Case(memory, registers.view(torch.int32).flatten(), rows, shared_bytes=128 * matrices)
+
+
+def mma(dtype: str, seed: int) -> Case:
+    a, b, c = (
+        _integers(size, 8, seed + i).float() for i, size in enumerate(((16, 16), (16, 8), (16, 8)))
+    )
+    return Case(
+        fragment_a(a.to(DTYPES[dtype])),
+        accumulator_of(a @ b + c),
+        fragment_b(b.to(DTYPES[dtype])),
+        accumulator_of(c),
+    )
+
+
+def cp_async(seed: int) -> Case:
+    threads = 64
+    memory = _integers((threads, 16), 127, seed).to(torch.int8)
+    sizes = torch.arange(threads, dtype=torch.int32) % 17
+    kept = torch.arange(16) < sizes[:, None]
+    return Case(
+        memory,
+        (memory * kept).roll(-1, 0).flatten(),
+        sizes,
+        threads=threads,
+        shared_bytes=16 * threads,
+    )
+
+
+def cp_async_groups(seed: int) -> Case:
+    memory = _integers((4 * 32, 4), 2**30, seed).to(torch.int32)
+    return Case(memory, memory.flatten(), shared_bytes=memory.numel() * 4)
+
+
+def block_sync(seed: int) -> Case:
+    values = _integers((256,), 1000, seed).to(torch.int32)
+    return Case(values, values.flip(0), threads=256, shared_bytes=1024)
+
+
+def warp_sync(seed: int) -> Case:
+    values = _integers((64,), 1000, seed).to(torch.int32)
+    return Case(values, values.view(2, 32).flip(1).flatten(), threads=64, shared_bytes=256)
+
+
+def named_barrier(seed: int) -> Case:
+    values = _integers((128,), 1000, seed).to(torch.int32)
+    return Case(values, values.view(4, 32).flip(1).flatten(), threads=128, shared_bytes=128)
+
+
+def special_floats(dtype: torch.dtype) -> torch.Tensor:
+    """Every value of `dtype`, halfway to its neighbour and a bit to either side of that."""
+    bits = torch.arange(2**16, dtype=torch.int32)
+    exact = bits.to(torch.int16).view(dtype).float()
+    exact = exact[exact.isfinite()]
+    nearby = exact.view(torch.int32)[:, None] + torch.tensor(
+        [0, 0xFFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001]
+    )
+    extremes = torch.tensor(
+        [torch.inf, -torch.inf, 65519.996, 65520.0, 3.4e38, -3.4e38, 1e-45, 0.0, -0.0]
+    )
+    values = torch.cat([nearby.to(torch.int32).flatten().view(torch.float32), extremes])
+    values = values[~values.isnan()]
+    return torch.cat([values, values.new_zeros(-len(values) % 64)])
+
+
+def pack2(dtype: str, seed: int) -> Case:
+    values = special_floats(DTYPES[dtype])
+    rounded = values.to(DTYPES[dtype]).view(torch.int32)
+    return Case(values, rounded, blocks=len(values) // 64)
+
+
+def to_float(dtype: str, seed: int) -> Case:
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
+    bits = bits[~bits.view(DTYPES[dtype]).isnan()]
+    bits = torch.cat([bits, bits.new_zeros(-len(bits) % 32)])
+    return Case(bits, bits.view(DTYPES[dtype]).float().view(torch.int32), blocks=len(bits) // 32)
+
+
+def relu(seed: int) -> Case:
+    values = torch.tensor([-torch.inf, -1.0, -0.0, 0.0, 1e-45, 1.0, torch.inf, torch.nan] * 4)
+    return Case(values, torch.where(values < 0, 0.0, values).view(torch.int32))
+
+
+KERNELS: dict[str, Callable[[int], Case]] = {
+    **{f"ldmatrix_x{n}": partial(ldmatrix, n, False) for n in (1, 2, 4)},
+    **{f"ldmatrix_x{n}_transposed": partial(ldmatrix, n, True) for n in (1, 2, 4)},
+    **{f"mma_{dtype}": partial(mma, dtype) for dtype in DTYPES},
+    "cp_async": cp_async,
+    "cp_async_groups": cp_async_groups,
+    "block_sync": block_sync,
+    "warp_sync": warp_sync,
+    "named_barrier": named_barrier,
+    **{f"pack2_{dtype}": partial(pack2, dtype) for dtype in DTYPES},
+    **{f"to_float_{dtype}": partial(to_float, dtype) for dtype in DTYPES},
+    "relu": relu,
+}

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+// One kernel per primitive, on raw operands: `kernel=` names it. Compiled for the host and for a
+// device, whose outputs must agree.
+#include "common/device_launch.cuh"
+#include "emulator/driver.h"
+
+namespace {
+
+using namespace fused_inception;
+
+struct PrimitiveParams {
+  const void* first;
+  const void* second;
+  const void* third;
+  void* output;
+  int32_t count;
+};
+
+template <typename T>
+__device__ const T* in(const void* pointer) {
+  return static_cast<const T*>(pointer);
+}
+template <typename T>
+__device__ T* out(void* pointer) {
+  return static_cast<T*>(pointer);
+}
+
+// first: matrices [kMatrices][8][8]; second: per lane, the row of all that it addresses;
+// output[lane][kMatrices].
+template <int kMatrices, bool kTransposed>
+__global__ void ldmatrix_kernel(const __grid_constant__ PrimitiveParams p) {
+  auto* shared = device::dynamic_smem<uint16_t>();
+  const int lane = device::thread_index();
+  for (int i = lane; i < 64 * kMatrices; i += 32)
+    shared[i] = in<uint16_t>(p.first)[i];
+  device::block_sync();
+  uint32_t r[kMatrices];
+  const uint32_t address = device::smem_u32(shared + 8 * in<int32_t>(p.second)[lane]);
+  if constexpr (kTransposed) {
+    device::ldmatrix_transposed(r, address);
+  } else {
+    device::ldmatrix(r, address);
+  }
+  for (int j = 0; j < kMatrices; ++j)
+    out<uint32_t>(p.output)[lane * kMatrices + j] = r[j];
+}
+
+// first: a[lane][4]; second: b[lane][2]; third: c[lane][4]; output: a b + c, [lane][4].
+template <typename element_t>
+__global__ void mma_kernel(const __grid_constant__ PrimitiveParams p) {
+  const int lane = device::thread_index();
+  uint32_t a[4], b[2];
+  float d[4];
+  for (int i = 0; i < 4; ++i)
+    a[i] = in<uint32_t>(p.first)[4 * lane + i];
+  for (int i = 0; i < 2; ++i)
+    b[i] = in<uint32_t>(p.second)[2 * lane + i];
+  for (int i = 0; i < 4; ++i)
+    d[i] = in<float>(p.third)[4 * lane + i];
+  device::mma_m16n8k16<element_t>(d, a, b);
+  for (int i = 0; i < 4; ++i)
+    out<float>(p.output)[4 * lane + i] = d[i];
+}
+
+// first: chunks of 16 bytes; second: how many of them each thread copies; every thread reads what
+// its neighbour copied.
+__global__ void cp_async_kernel(const __grid_constant__ PrimitiveParams p) {
+  auto* shared = device::dynamic_smem<device::Chunk>();
+  const int thread = device::thread_index();
+  device::cp_async_16(device::smem_u32(shared + thread),
+                      in<device::Chunk>(p.first) + thread,
+                      in<int32_t>(p.second)[thread]);
+  device::cp_async_commit();
+  device::cp_async_wait<0>();
+  device::block_sync();
+  out<device::Chunk>(p.output)[thread] = shared[(thread + 1) % p.count];
+}
+
+// The same with one group a chunk: a thread copies `count` chunks and reads each as early as the
+// wait for its group allows.
+__global__ void cp_async_groups_kernel(const __grid_constant__ PrimitiveParams p) {
+  auto* shared = device::dynamic_smem<device::Chunk>();
+  const int thread = device::thread_index();
+  for (int i = 0; i < 4; ++i) {
+    const int chunk = 4 * thread + i;
+    device::cp_async_16(device::smem_u32(shared + chunk), in<device::Chunk>(p.first) + chunk, 16);
+    device::cp_async_commit();
+  }
+  device::cp_async_wait<3>();
+  out<device::Chunk>(p.output)[4 * thread] = shared[4 * thread];
+  device::cp_async_wait<1>();
+  out<device::Chunk>(p.output)[4 * thread + 1] = shared[4 * thread + 1];
+  out<device::Chunk>(p.output)[4 * thread + 2] = shared[4 * thread + 2];
+  device::cp_async_wait<0>();
+  out<device::Chunk>(p.output)[4 * thread + 3] = shared[4 * thread + 3];
+}
+
+// Turns the order of `count` numbers around.
+__global__ void block_sync_kernel(const __grid_constant__ PrimitiveParams p) {
+  auto* shared = device::dynamic_smem<int32_t>();
+  const int thread = device::thread_index();
+  shared[thread] = in<int32_t>(p.first)[thread];
+  device::block_sync();
+  out<int32_t>(p.output)[thread] = shared[p.count - 1 - thread];
+}
+
+// Turns the order within each warp around.
+__global__ void warp_sync_kernel(const __grid_constant__ PrimitiveParams p) {
+  auto* shared = device::dynamic_smem<int32_t>();
+  const int thread = device::thread_index();
+  shared[thread] = in<int32_t>(p.first)[thread];
+  device::warp_sync();
+  out<int32_t>(p.output)[thread] = shared[thread ^ 31];
+}
+
+// Warp 0 fills a slot for warp 1, four times; neither passes the barriers of the other two warps.
+__global__ void named_barrier_kernel(const __grid_constant__ PrimitiveParams p) {
+  constexpr int kFull = 1, kEmpty = 2, kOthers = 3;
+  auto* shared = device::dynamic_smem<int32_t>();
+  const int warp = device::thread_index() / 32, lane = device::thread_index() % 32;
+  if (warp == 0) {
+    for (int i = 0; i < 4; ++i) {
+      if (i > 0) device::named_barrier_sync(kEmpty, 64);
+      shared[lane] = in<int32_t>(p.first)[32 * i + lane];
+      device::named_barrier_arrive(kFull, 64);
+    }
+  } else if (warp == 1) {
+    for (int i = 0; i < 4; ++i) {
+      device::named_barrier_sync(kFull, 64);
+      out<int32_t>(p.output)[32 * i + lane] = shared[31 - lane];
+      if (i < 3) device::named_barrier_arrive(kEmpty, 64);
+    }
+  } else {
+    device::named_barrier_sync(kOthers, 64);
+  }
+}
+
+// first: floats; output: each rounded to the element type, in pairs.
+template <typename element_t>
+__global__ void pack2_kernel(const __grid_constant__ PrimitiveParams p) {
+  const int i = device::block_index() * 32 + device::thread_index();
+  const float* value = in<float>(p.first);
+  out<uint32_t>(p.output)[i] = device::pack2<element_t>(value[2 * i], value[2 * i + 1]);
+}
+
+// first: elements; output: their values.
+template <typename element_t>
+__global__ void to_float_kernel(const __grid_constant__ PrimitiveParams p) {
+  const int i = device::block_index() * 32 + device::thread_index();
+  out<float>(p.output)[i] = device::to_float<element_t>(in<uint16_t>(p.first)[i]);
+}
+
+// relu of each float.
+__global__ void relu_kernel(const __grid_constant__ PrimitiveParams p) {
+  const int i = device::block_index() * 32 + device::thread_index();
+  out<float>(p.output)[i] = device::relu(in<float>(p.first)[i]);
+}
+
+using Kernel = void (*)(PrimitiveParams);
+
+Kernel kernel_of(const std::string& name) {
+  if (name == "ldmatrix_x1") return ldmatrix_kernel<1, false>;
+  if (name == "ldmatrix_x2") return ldmatrix_kernel<2, false>;
+  if (name == "ldmatrix_x4") return ldmatrix_kernel<4, false>;
+  if (name == "ldmatrix_x1_transposed") return ldmatrix_kernel<1, true>;
+  if (name == "ldmatrix_x2_transposed") return ldmatrix_kernel<2, true>;
+  if (name == "ldmatrix_x4_transposed") return ldmatrix_kernel<4, true>;
+  if (name == "mma_float16") return mma_kernel<Float16>;
+  if (name == "mma_bfloat16") return mma_kernel<BFloat16>;
+  if (name == "cp_async") return cp_async_kernel;
+  if (name == "cp_async_groups") return cp_async_groups_kernel;
+  if (name == "block_sync") return block_sync_kernel;
+  if (name == "warp_sync") return warp_sync_kernel;
+  if (name == "named_barrier") return named_barrier_kernel;
+  if (name == "pack2_float16") return pack2_kernel<Float16>;
+  if (name == "pack2_bfloat16") return pack2_kernel<BFloat16>;
+  if (name == "to_float_float16") return to_float_kernel<Float16>;
+  if (name == "to_float_bfloat16") return to_float_kernel<BFloat16>;
+  if (name == "relu") return relu_kernel;
+  driver::die("no kernel " + name);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const driver::Arguments arguments(argc, argv);
+  driver::configure(arguments);
+  const auto operand = [&](const char* name) -> const void* {
+    const std::string path = arguments.text(name, "");
+    return path.empty() ? nullptr : driver::Buffer::read(name, path).get();
+  };
+  PrimitiveParams params = {};
+  params.first = operand("first");
+  params.second = operand("second");
+  params.third = operand("third");
+  const driver::Buffer output(
+      "output", static_cast<size_t>(arguments.number("output_bytes")), driver::Access::kWrite);
+  params.output = output.get();
+  const int threads = static_cast<int>(arguments.number("threads"));
+  params.count = threads;
+  device::launch(kernel_of(arguments.text("kernel")),
+                 arguments.number("blocks", 1),
+                 threads,
+                 static_cast<int>(arguments.number("shared_bytes", 0)),
+                 nullptr,
+                 params);
+  const int result = driver::report();
+  output.save(arguments.text("output"));
+  return result;
+}

@@ -1,0 +1,87 @@
+"""The emulator against a device: the same programs, compiled by nvcc, on the same operands.
+
+Whole numbers must agree bit for bit. The order in which the matrix unit sums is not specified, so
+on random numbers device and emulator may differ by what rounding allows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fused_inception import testing
+from fused_inception.testing import PairShape
+from tests.emulator import programs
+from tests.emulator.pair import PROGRAM, configurations, run_pair
+from tests.emulator.primitives import (
+    DTYPES,
+    KERNELS,
+    accumulator_of,
+    fragment_a,
+    fragment_b,
+    run_primitive,
+)
+
+REFUSAL = programs.device_refusal("primitives_program", PROGRAM) or programs.refusal()
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(REFUSAL is not None, reason=f"emulator: {REFUSAL}"),
+]
+SEEDS = range(5)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_primitives_agree_bit_for_bit(kernel: str, tmp_path: Path):
+    device = programs.build_for_device("primitives_program")
+    for seed in SEEDS:
+        case = KERNELS[kernel](seed)
+        output, report = run_primitive(tmp_path, kernel, case, binary=device)
+        emulated, _ = run_primitive(tmp_path, kernel, case)
+        assert report.fault == ""
+        assert torch.equal(output, case.expected)
+        assert torch.equal(output, emulated)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_random_products_agree_within_rounding(dtype: str, tmp_path: Path):
+    device = programs.build_for_device("primitives_program")
+    for seed in SEEDS:
+        generator = torch.Generator().manual_seed(seed)
+        a, b = (
+            torch.randn(size, generator=generator).to(DTYPES[dtype]) for size in ((16, 16), (16, 8))
+        )
+        c = torch.randn(16, 8, generator=generator)
+        case = KERNELS[f"mma_{dtype}"](0)._replace(
+            first=fragment_a(a), second=fragment_b(b), third=accumulator_of(c)
+        )
+        output, _ = run_primitive(tmp_path, f"mma_{dtype}", case, binary=device)
+        emulated, _ = run_primitive(tmp_path, f"mma_{dtype}", case)
+        # 16 additions, each to the precision of the largest sum that can come up.
+        largest = accumulator_of((a.double().abs() @ b.double().abs() + c.double().abs()).float())
+        budget = 16 * torch.finfo(torch.float32).eps * largest
+        exact = accumulator_of(a.double() @ b.double() + c.double())
+        assert ((output - exact).abs() <= budget).all()
+        assert ((output - emulated).abs() <= budget).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_the_pair_agrees(dtype: torch.dtype, tmp_path: Path):
+    """Every configuration that fits: whole numbers exactly, random ones within the budget."""
+    device = programs.build_for_device(PROGRAM)
+    shape = PairShape(3, 9, 5, 24, 40, 104, 3, 5, True)
+    limit = torch.cuda.get_device_properties(0).shared_memory_per_block_optin
+    for number, row in enumerate(configurations(shape.c_mid)):
+        if row.shared_bytes > limit:
+            continue
+        whole = testing.integer_pair(shape, dtype)
+        output, report = run_pair(tmp_path, shape, whole, number, binary=device)
+        assert report.fault == ""
+        assert torch.equal(output[:, : shape.c_out], testing.pair_oracle(whole).to(dtype))
+        inputs = testing.random_pair(shape, dtype)
+        output, _ = run_pair(tmp_path, shape, inputs, number, binary=device)
+        emulated, _ = run_pair(tmp_path, shape, inputs, number)
+        oracle = testing.pair_oracle(inputs)
+        for result in (output, emulated):
+            testing.assert_within_budget(result, testing.unfused_pair(inputs), oracle)
