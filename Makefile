@@ -1,7 +1,9 @@
 # The front door. Every target does the set-up it needs: python3 (3.10 or later) and make are enough.
 #   HOST_PYTHON  the interpreter that .venv is made with
-#   PYTHON       `make gpu` only: an interpreter that has torch, triton and pytest already
-#   PIECE        `make gpu` only: exact, pair, cuda, emulator, ops or network instead of all
+#   PYTHON       `make gpu` and `make sanitize`: an interpreter that has torch, triton and pytest
+#   PIECE        `make gpu`: exact, cuda, emulator, tests, sanitize, bench or a single bench instead of all
+#   BUDGET       `make gpu` and `make sanitize`: seconds after which to stop; the next call goes on
+#   GPU_OPTIONS  `make gpu` and `make sanitize`: further options, such as --device cpu
 #   WORKERS      test processes at a time
 # and what setup.py reads: FUSED_INCEPTION_CUDA, TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS.
 
@@ -21,10 +23,10 @@ PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(VENV_PYTHON) -m pytest \
 CUDA_SOURCES = $(shell find csrc tests \( -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format gate gpu sanitize compat clean
+.PHONY: help venv demo test lint format gate gpu sanitize bench results compat clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 venv: $(STAMP) ## .venv with the package (editable) and every tool, pinned by constraints.txt
 
@@ -47,7 +49,7 @@ demo: $(STAMP) ## run Inception V3 unfused and fused on photographs, and compare
 test: $(STAMP) ## the whole test suite that needs no GPU: the main part, then Triton's interpreter
 	@status=0; \
 	echo "== main suite"; \
-	env -u TRITON_INTERPRET $(PYTEST) tests --ignore tests/interpreter -m "not gpu and not interpreter" || status=1; \
+	env -u TRITON_INTERPRET $(PYTEST) tests bench --ignore tests/interpreter -m "not gpu and not interpreter" || status=1; \
 	echo "== Triton kernels in the interpreter"; \
 	TRITON_INTERPRET=1 $(PYTEST) tests/interpreter -m "not gpu" || status=1; \
 	exit $$status
@@ -67,16 +69,6 @@ gate: $(STAMP) ## compile every kernel offline for every architecture and print 
 	$(VENV_PYTHON) -m tests.compile_gate
 	$(if $(shell command -v nvcc),$(VENV_PYTHON) -m tests.cuda_gate,@echo "CUDA sources: skipped, nvcc is not on PATH")
 
-# PIECE=exact, pair, cuda, emulator, ops or network runs a part of it, where a machine is lent for minutes only.
-PIECE ?= all
-GPU_TESTS_all := tests --ignore tests/interpreter
-GPU_TESTS_exact := tests/test_factorized_conv2d_gpu.py -k exact
-GPU_TESTS_pair := tests/test_factorized_conv2d_gpu.py -k "not exact"
-GPU_TESTS_cuda := tests/test_factorized_conv2d_cuda_gpu.py
-GPU_TESTS_emulator := tests/test_emulator_gpu.py
-GPU_TESTS_ops := $(addprefix tests/test_,factorized_conv2d.py split_conv2d.py grid_reduction.py \
-	conv2d_act.py registration.py precision.py)
-GPU_TESTS_network := $(addprefix tests/test_,modules.py fuse.py models.py cli.py)
 # An interpreter given by PYTHON is used as it is: nothing is installed and .venv is not made.
 ifdef PYTHON
 gpu sanitize: GPU_PYTHON := $(PYTHON)
@@ -84,19 +76,20 @@ else
 gpu sanitize: GPU_PYTHON := $(VENV_PYTHON)
 gpu sanitize: $(STAMP)
 endif
-gpu: ## the tests that need a CUDA device; PYTHON=... uses an interpreter that has torch and triton
-	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" env -u TRITON_INTERPRET \
-		$(GPU_PYTHON) -m pytest $(GPU_TESTS_$(PIECE)) -m gpu
+GPU_RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" env -u TRITON_INTERPRET $(GPU_PYTHON)
+PIECE ?= all
 
-# Without PyTorch's own allocator every tensor is an allocation, and what lies past its end is seen.
-sanitize: ## compute-sanitizer's four tools over the exact tests of the CUDA extension; takes PYTHON too
-	@status=0; for tool in memcheck racecheck synccheck initcheck; do \
-		echo "== $$tool"; \
-		PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-			compute-sanitizer --tool $$tool --kernel-regex kns=fused_inception \
-			--target-processes all --error-exitcode 1 \
-			$(GPU_PYTHON) -m pytest $(GPU_TESTS_cuda) -m gpu -k "integers" || status=1; \
-	done; exit $$status
+gpu: ## everything that needs a GPU: correctness, sanitizer, benches, targets; stops and goes on
+	$(GPU_RUN) -m bench.gpu --piece $(PIECE) $(if $(BUDGET),--budget $(BUDGET)) $(GPU_OPTIONS)
+
+sanitize: ## compute-sanitizer over a small set of calls of every kernel
+	$(GPU_RUN) -m bench.sanitize $(if $(BUDGET),--budget $(BUDGET)) $(GPU_OPTIONS)
+
+bench: $(STAMP) ## the short benches on whatever device there is, as a table
+	$(VENV_PYTHON) -m fused_inception bench --quick
+
+results: $(STAMP) ## write the results section of README.md anew from the result file that it names
+	$(VENV_PYTHON) -m bench.readme --write
 
 # One wheel, unpacked once, under two torches. The newer one need not have CUDA; the older one has.
 COMPAT := $(CURDIR)/build/compat
