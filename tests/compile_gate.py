@@ -50,7 +50,7 @@ OF_ANY_SIZE = {
     "c_mid", "c_out", "c_row", "c_col", "filters", "stored", "pool_channels", "stride_yn",
     "stride_y_cross", "stride_y_line", "stride_dst_n", "stride_dst_cross", "stride_dst_line",
     "stride_y", "stride_y0", "stride_y1", "stride_y2", "stride_y3", "stride_y_row", "stride_y_col",
-    "stride_pool",
+    "stride_pool", "end0", "end1", "end2", "end3",
 }  # fmt: skip
 CLASSES = tuple(dict.fromkeys(DEVICE_CLASSES.values()))
 BIASED = {"HAS_BIAS": True, "RELU": True}
@@ -84,6 +84,7 @@ def conv_constants(taps: int, padded: bool, segments: int) -> dict[str, Any]:
 
 
 STEPS = ("step_h", "step_w")
+PADS = ("pad_h", "pad_w")
 VARIANTS = (
     Variant(
         "factorized_conv2d", "factorized_conv2d_band_kernel", "pair",
@@ -103,7 +104,7 @@ VARIANTS = (
     ),
     Variant("conv2d_act", "conv2d_act_kernel", "1x1", conv_constants(1, False, 1), STEPS),
     Variant("conv2d_act", "conv2d_act_kernel", "1x1x4", conv_constants(1, False, 4), STEPS),
-    Variant("conv2d_act", "conv2d_act_kernel", "3x3", conv_constants(3, True, 1), STEPS),
+    Variant("conv2d_act", "conv2d_act_kernel", "3x3", conv_constants(3, True, 1), (*STEPS, *PADS)),
     Variant("conv2d_act", "conv2d_act_kernel", "3x3s2", conv_constants(3, False, 1)),
     Variant(
         "conv2d_act", "conv2d_act_few_channels_kernel", "3x3s2",
@@ -206,7 +207,9 @@ def compile_case(case: Case) -> CompiledKernel:
         if is_pointer:
             multiple_of_16 = not parameter.do_not_specialize_on_alignment
         else:
-            multiple_of_16 = name in PADDED or (case.even and name in OF_ANY_SIZE)
+            multiple_of_16 = not parameter.do_not_specialize and (
+                name in PADDED or (case.even and name in OF_ANY_SIZE)
+            )
         if multiple_of_16:
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)

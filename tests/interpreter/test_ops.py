@@ -376,7 +376,7 @@ def test_a_map_past_two_to_the_30_pixels_is_refused_with_the_reason():
     with pytest.raises(RuntimeError, match=match):
         fused_inception.split_conv2d(x, w, None, w, None, backend="triton")
     small = torch.zeros(1, 1, 1, 1)
-    with pytest.raises(RuntimeError, match="a map of 65537x65537; takes"):
+    with pytest.raises(RuntimeError, match="a map of 65537x65537 with its padding; takes"):
         fused_inception.conv2d_act(small, w, None, padding=2**15, backend="triton")
 
 
@@ -457,6 +457,14 @@ def test_a_destination_must_be_a_slice_of_channels():
         out = wrong[..., :5].half()
         with pytest.raises(ValueError, match="channels_last or a slice of its channels, got"):
             conv_launch.launch_segments(problem, *inputs, [conv_launch.Segment(out, "relu")])
+
+
+@pytest.mark.parametrize("c_in", [16, 3])
+@pytest.mark.parametrize("stride", [2**30, 2**31, 2**40])
+def test_a_stride_beyond_any_map_leaves_one_position(stride: int, c_in: int):
+    inputs = testing.integer_conv(ConvShape(2, 3, 3, c_in, 4, (3, 3)), torch.float16)
+    result = fused_inception.conv2d_act(*inputs, stride=stride, padding=1, backend="triton")
+    assert torch.equal(result, testing.conv_oracle(inputs, padding=(1, 1)).half()[..., :1, :1])
 
 
 @pytest.mark.parametrize("layout", testing.LAYOUTS)

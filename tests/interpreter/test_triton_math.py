@@ -79,6 +79,10 @@ def test_round_to_tf32_keeps_infinities_and_nan():
     assert result[2].isnan()
 
 
-def test_round_to_tf32_keeps_a_nan_whose_bits_would_wrap_around():
-    x = torch.tensor([0x7FFFFFFF, 0x7F800001], dtype=torch.int32).view(torch.float32)
-    assert run(_tf32_kernel, x).isnan().all()
+def test_round_to_tf32_keeps_a_nan_whose_payload_lies_in_the_dropped_bits():
+    """A tensor core reads the upper 19 bits; without a bit of the payload in them it sees Inf."""
+    codes = [0x7FFFFFFF, 0x7F800001, 0x7F801FFF, -0x7FFFFF, -0x7FE001]
+    x = torch.tensor(codes, dtype=torch.int32).view(torch.float32)
+    assert x.isnan().all()
+    read = (run(_tf32_kernel, x).view(torch.int32) >> 13) << 13
+    assert read.view(torch.float32).isnan().all()

@@ -29,11 +29,11 @@ def dense_bias(bias: torch.Tensor | None) -> torch.Tensor | None:
     return None if bias is None else bias.contiguous()
 
 
-def size_refusal(height: int, width: int) -> str | None:
+def size_refusal(height: int, width: int, counted: str = "") -> str | None:
     """Why a map is too large for one launch to hold an image of it, or None."""
     if height * width <= MAX_ROWS:
         return None
-    return f"a map of {height}x{width}; takes up to 2^30 pixels"
+    return " ".join(f"a map of {height}x{width} {counted}".split()) + "; takes up to 2^30 pixels"
 
 
 def images_per_launch(batch: int, pixels: int, at_most: int = MAX_ROWS) -> int:

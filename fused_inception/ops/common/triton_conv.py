@@ -9,9 +9,9 @@ The order of a sum is that of the loops written here: taps outside (row-major), 
 inside. Nothing about the batch enters it.
 
 IEEE float32 has no matrix instruction: a product is one chain of multiply-adds, whose error grows
-with its length. There a chain ends after SUM_LENGTH channels of one tap, and the partial sums are
-added up. (Simulated in numpy with 1,344 random terms: a largest error of 4.8e-6 as one chain,
-1.2e-6 with a partial sum a tap.)
+with its length. There a chain ends after at most SUM_LENGTH terms, and with its tap (in the grid
+reduction with its block of channels), and the partial sums are added up. (Simulated in numpy with
+1,344 random terms: a largest error of 4.8e-6 as one chain, 1.2e-6 with a partial sum a tap.)
 
 Under the interpreter `tl.dot` on bfloat16 gives garbage without an error; `UPCAST` converts the
 operands to float32 there (their products are exact in it), and is never set for a device.

@@ -16,8 +16,9 @@ def round_to_tf32(x):
 
     Tensor cores drop the low bits of a tf32 operand, which biases every product towards zero.
     Adding half of the last kept bit carries correctly into the exponent; infinities keep their
-    bits, NaN is passed by.
+    bits. A NaN gets its quiet bit: one whose payload lies in the dropped bits would else be read as
+    an infinity.
     """
     bits = x.to(tl.int32, bitcast=True)
-    rounded = (((bits + 0x1000) >> 13) << 13).to(tl.float32, bitcast=True)
-    return tl.where(x == x, rounded, x)
+    rounded = ((bits + 0x1000) >> 13) << 13
+    return tl.where(x == x, rounded, bits | 0x00400000).to(tl.float32, bitcast=True)

@@ -13,6 +13,7 @@ from fused_inception.ops.common.configurations import Product, choose_tile, devi
 from fused_inception.ops.common.geometry import empty_channels_last, with_channels_last_strides
 from fused_inception.ops.common.launching import (
     CHANNEL_MULTIPLE,
+    MAX_ROWS,
     arithmetic,
     dense_bias,
     image_ranges,
@@ -43,8 +44,9 @@ MAX_SEGMENTS = 4
 
 def _can_run_triton(problem: Problem) -> str | None:
     p = problem
+    counted = "with its padding" if any(p.padding) else ""
     return dispatch.triton_refusal(p.dtype, p.device) or size_refusal(
-        p.height + 2 * p.padding[0], p.width + 2 * p.padding[1]
+        p.height + 2 * p.padding[0], p.width + 2 * p.padding[1], counted
     )
 
 
@@ -149,6 +151,8 @@ def _launch(
     # Segments that are not there repeat the last one and are never chosen.
     places = [*segments, *[segments[-1]] * (MAX_SEGMENTS - len(segments))]
     ends = [*itertools.accumulate(sizes), *[p.c_out] * (MAX_SEGMENTS - len(segments))]
+    # A larger stride, with which one position fits, would not be an int32.
+    steps = [min(step, MAX_ROWS) for step in p.stride]
     pixels = p.out_height * p.out_width
     for first, images in image_ranges(p.batch, images_per_launch(p.batch, pixels), first_image):
         rows = images * pixels
@@ -167,7 +171,7 @@ def _launch(
             p.width * channels,
             channels,
             *(pixel_stride(place.output) for place in places),
-            *p.stride,
+            *steps,
             *p.padding,
             channels,
             f_blocks,
@@ -202,6 +206,8 @@ def _launch_few_channels(
     ragged = tuple(tile for tile in tiles if not tile.whole)
     tile = choose_tile(ragged, Product(filters, 1, depth))
     w, b = operand(weight, p.c_in), dense_bias(bias)
+    # A larger stride, with which one position fits, would not be an int32.
+    steps = [min(step, MAX_ROWS) for step in p.stride]
     pixels = p.out_height * p.out_width
     for first, images in image_ranges(p.batch, images_per_launch(p.batch, pixels), first_image):
         rows = images * pixels
@@ -218,7 +224,7 @@ def _launch_few_channels(
             p.out_width,
             *input.stride(),
             pixel_stride(segment.output),
-            *p.stride,
+            *steps,
             *p.padding,
             filters,
             CHANNELS=p.c_in,

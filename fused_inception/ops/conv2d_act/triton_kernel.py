@@ -40,7 +40,7 @@ from fused_inception.ops.common.triton_math import relu
 
 
 @triton.jit(
-    do_not_specialize=["num_rows", "first_image", "f_blocks", "end0", "end1", "end2", "end3"],
+    do_not_specialize=["num_rows", "first_image", "f_blocks"],
     do_not_specialize_on_alignment=["bias_ptr"],
 )
 def conv2d_act_kernel(

@@ -31,7 +31,7 @@ than 2^31 rows, and the launcher splits a larger batch. Nothing that orders a su
 batch.
 
 Tried and dropped (offline, Triton 3.7.1, sm_90, bfloat16, 128 rows × 64 filters × 64 deep, 8 warps:
-191 registers as it stands): row offsets of 32 bits relative to the band's first image, 175; 32-bit
+198 registers as it stands): row offsets of 32 bits relative to the band's first image, 175; 32-bit
 offsets inside the loop too, 165; 128 filters to a tile, 240. None changes the blocks per
 multiprocessor (one), and none has been timed.
 """

@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 
 from fused_inception.ops.common.triton_conv import (
+    SUM_LENGTH,
     epilogue,
     load_pixels,
     load_weights,
@@ -77,6 +78,7 @@ def grid_reduction_kernel(
 ):
     TAPS: tl.constexpr = KERNEL * KERNEL
     IEEE: tl.constexpr = (x_ptr.dtype.element_ty == tl.float32) and not TF32
+    CHAIN: tl.constexpr = SUM_LENGTH // BLOCK_K  # steps of one chain of multiply-adds
     # Comparing keeps the bits of the input's dtype; a mean is summed in float32.
     POOL_DTYPE: tl.constexpr = x_ptr.dtype.element_ty if MAX and not UPCAST else tl.float32
     f_blocks = tl.cdiv(filters, BLOCK_F)
@@ -113,8 +115,9 @@ def grid_reduction_kernel(
             acc = multiply_add(a, b, acc, TF32, UPCAST)
         last = tap == TAPS - 1
         if IEEE:
-            acc += tl.where(last, partial, 0.0)
-            partial = tl.where(last, 0.0, partial)
+            ends = last | (tap % CHAIN == CHAIN - 1)
+            acc += tl.where(ends, partial, 0.0)
+            partial = tl.where(ends, 0.0, partial)
         if k_block % f_blocks == block:
             pooled = _pool_step(pooled, a, tap, MAX)
             if last:
