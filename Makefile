@@ -1,7 +1,9 @@
 # The front door. Every target does the set-up it needs: python3 (3.10 or later) and make are enough.
 #   HOST_PYTHON  the interpreter that .venv is made with
-#   PYTHON       `make gpu` only: an interpreter that has torch, triton and pytest already
-#   PIECE        `make gpu` only: exact, pair, ops or network instead of all
+#   PYTHON       `make gpu` and `make sanitize`: an interpreter that has torch, triton and pytest
+#   PIECE        `make gpu`: exact, tests, sanitize, bench or a single bench instead of all
+#   BUDGET       `make gpu` and `make sanitize`: seconds after which to stop; the next call goes on
+#   GPU_OPTIONS  `make gpu` and `make sanitize`: further options, such as --device cpu
 #   WORKERS      test processes at a time
 
 HOST_PYTHON ?= python3
@@ -18,10 +20,10 @@ PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(VENV_PYTHON) -m pytest \
 CUDA_SOURCES = $(shell find csrc tests \( -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' \) 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format gate gpu clean
+.PHONY: help venv demo test lint format gate gpu sanitize bench results clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 venv: $(STAMP) ## .venv with the package (editable) and every tool, pinned by constraints.txt
 
@@ -43,7 +45,7 @@ demo: $(STAMP) ## run Inception V3 unfused and fused on photographs, and compare
 test: $(STAMP) ## the whole test suite that needs no GPU: the main part, then Triton's interpreter
 	@status=0; \
 	echo "== main suite"; \
-	env -u TRITON_INTERPRET $(PYTEST) tests --ignore tests/interpreter -m "not gpu and not interpreter" || status=1; \
+	env -u TRITON_INTERPRET $(PYTEST) tests bench --ignore tests/interpreter -m "not gpu and not interpreter" || status=1; \
 	echo "== Triton kernels in the interpreter"; \
 	TRITON_INTERPRET=1 $(PYTEST) tests/interpreter -m "not gpu" || status=1; \
 	exit $$status
@@ -62,24 +64,27 @@ format: $(STAMP) ## rewrite the sources in the project's format
 gate: $(STAMP) ## compile every Triton kernel offline for every architecture and print what came out
 	$(VENV_PYTHON) -m tests.compile_gate
 
-# PIECE=exact, pair, ops or network runs a part of it, where a machine is lent for minutes only.
-PIECE ?= all
-GPU_TESTS_all := tests --ignore tests/interpreter
-GPU_TESTS_exact := tests/test_factorized_conv2d_gpu.py -k exact
-GPU_TESTS_pair := tests/test_factorized_conv2d_gpu.py -k "not exact"
-GPU_TESTS_ops := $(addprefix tests/test_,factorized_conv2d.py split_conv2d.py grid_reduction.py \
-	conv2d_act.py registration.py precision.py)
-GPU_TESTS_network := $(addprefix tests/test_,modules.py fuse.py models.py cli.py)
 # An interpreter given by PYTHON is used as it is: nothing is installed and .venv is not made.
 ifdef PYTHON
-gpu: GPU_PYTHON := $(PYTHON)
+gpu sanitize: GPU_PYTHON := $(PYTHON)
 else
-gpu: GPU_PYTHON := $(VENV_PYTHON)
-gpu: $(STAMP)
+gpu sanitize: GPU_PYTHON := $(VENV_PYTHON)
+gpu sanitize: $(STAMP)
 endif
-gpu: ## the tests that need a CUDA device; PYTHON=... uses an interpreter that has torch and triton
-	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" env -u TRITON_INTERPRET \
-		$(GPU_PYTHON) -m pytest $(GPU_TESTS_$(PIECE)) -m gpu
+GPU_RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" env -u TRITON_INTERPRET $(GPU_PYTHON)
+PIECE ?= all
+
+gpu: ## everything that needs a GPU: correctness, sanitizer, benches, targets; stops and goes on
+	$(GPU_RUN) -m bench.gpu --piece $(PIECE) $(if $(BUDGET),--budget $(BUDGET)) $(GPU_OPTIONS)
+
+sanitize: ## compute-sanitizer over a small set of calls of every kernel
+	$(GPU_RUN) -m bench.sanitize $(if $(BUDGET),--budget $(BUDGET)) $(GPU_OPTIONS)
+
+bench: $(STAMP) ## the short benches on whatever device there is, as a table
+	$(VENV_PYTHON) -m fused_inception bench --quick
+
+results: $(STAMP) ## write the results section of README.md anew from the result file that it names
+	$(VENV_PYTHON) -m bench.readme --write
 
 clean: ## remove .venv, caches and everything built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -51,7 +51,7 @@ class PairShape:
 def inception_v3_pairs(batch: int) -> list[PairShape]:
     """The distinct `1×7 → 7×1` and `7×1 → 1×7` pairs of Inception V3 on its 17×17 maps.
 
-    Mixed_6b has 128 channels inside, 6c and 6d 160, 6e and the one in 7a 192: 13 pairs, 9 shapes.
+    Mixed_6b has 128 channels inside, 6c and 6d 160, 6e and the one in 7a 192: 13 pairs, 8 shapes.
     """
     shapes = {}
     for c in (128, 160, 192):

@@ -75,6 +75,14 @@ exit code:
   2  an option, a file, a device or a package is at fault: one line on standard error
 """
 
+_BENCH_EPILOG = """\
+exit code:
+  0  everything is measured
+  1  a row failed, or --compare found a row that is slower beyond the noise
+  2  an option, a file, a device or a package is at fault: one line on standard error
+  3  the budget was spent before everything was measured; the same command goes on
+"""
+
 
 class CliError(Exception):
     """What the user is told in one line, with exit code 2."""
@@ -93,9 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, without the name of the program. Default: those of the process.
 
     Returns:
-        The exit code: 0; 1 where `compare` found that the networks disagree; 2 after an error,
-        which stands in one line on standard error; 130 after an interrupt from the keyboard; 141
-        where whoever read standard output is gone.
+        The exit code: 0; 1 where `compare` found that the networks disagree, or `bench` a failure
+        or something slower; 2 after an error, which stands in one line on standard error; 3 where
+        `bench` has rows left; 130 after an interrupt from the keyboard; 141 where whoever read
+        standard output is gone.
     """
     try:
         code = _run(argv)
@@ -156,6 +165,17 @@ def _build_parser() -> argparse.ArgumentParser:
             description="Runs Inception V3 unfused and fused on photographs and compares the two: "
             "agreement of the\nlogits and of the top-5, time, memory, and what was fused.",
             epilog=_COMPARE_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+    )
+    _fill_bench(
+        commands.add_parser(
+            "bench",
+            help="measure the ops and the network against PyTorch, a compiler and cuDNN",
+            description="Runs the benches of a checkout and shows a table; or shows, compares or "
+            "draws results that are\nthere. docs/benchmarks.md says how things are measured.",
+            epilog=_BENCH_EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -229,6 +249,22 @@ def _fill_compare(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_compare)
 
 
+def _fill_bench(parser: argparse.ArgumentParser) -> None:
+    from fused_inception.cli.bench import add_options
+
+    parser.add_argument("suites", nargs="*", metavar="BENCH", help="an op, or network (all)")
+    add_options(parser)
+    parser.add_argument("--show", metavar="FILE.json", help="show a result, measure nothing")
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("OLD.json", "NEW.json"),
+        help="say what has become faster or slower beyond the noise, measure nothing",
+    )
+    parser.add_argument("--plot", metavar="FOLDER", help="draw the result into this folder")
+    parser.set_defaults(command=_bench)
+
+
 def _fill_info(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
     parser.set_defaults(command=_info)
@@ -248,6 +284,12 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 def _compare(args: argparse.Namespace) -> int:
     from fused_inception.cli.compare import run
+
+    return run(args)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from fused_inception.cli.bench import run
 
     return run(args)
 

@@ -1,0 +1,320 @@
+"""`make gpu`: pieces that stop and go on, sanitizers, the summary. Commands and clocks are fake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import environment, gpu, results, resume, sanitize
+from bench.gpu import Driver
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda")
+
+
+# ------------------------------------------------------------------ tests that stop and go on
+
+SUITE = """
+import os, time, pytest
+
+def test_one(): pass
+def test_two(): time.sleep(0.3)
+def test_three(): assert os.environ.get("GOOD")
+@pytest.mark.skip(reason="no")
+def test_four(): pass
+def test_five():
+    if os.environ.get("CRASH"):
+        os._exit(7)
+def test_six():
+    if os.environ.get("FATAL"):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+def test_seven(): pass
+"""
+
+
+@pytest.fixture
+def session(tmp_path: Path):
+    """Runs pytest with the plugin on a small suite; returns (exit code, outcomes by name)."""
+    (tmp_path / "test_small.py").write_text(SUITE)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+
+    def run(budget: float = 60, **variables: str) -> tuple[int, dict[str, str]]:
+        path = tmp_path / "outcomes.jsonl"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "bench.resume", "--resume-file"]
+        done = subprocess.run(
+            [*command, str(path), "--resume-budget", str(budget)],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        outcomes = resume.read(path)
+        return done.returncode, {name.rpartition("_")[2]: o for name, o in outcomes.items()}
+
+    return run
+
+
+def test_outcomes_are_kept_and_not_repeated(session):
+    code, outcomes = session()
+    assert code == 1
+    assert outcomes == {
+        "one": "passed", "two": "passed", "three": "failed", "four": "skipped", "five": "passed",
+        "six": "passed", "seven": "passed",
+    }  # fmt: skip
+    code, again = session(GOOD="1")
+    assert code == 5  # nothing left
+    assert again == outcomes
+
+
+def test_a_session_stops_at_its_budget_and_goes_on(session):
+    code, outcomes = session(budget=0.2, GOOD="1")
+    assert code == 2
+    assert 1 <= len(outcomes) < 7
+    code, outcomes = session(GOOD="1")
+    assert code == 0
+    assert len(outcomes) == 7
+
+
+def test_a_test_that_ends_the_process_twice_has_crashed(session):
+    for known in (False, True):
+        code, outcomes = session(GOOD="1", CRASH="1")
+        assert code == 7
+        assert ("five" in outcomes) is known
+    code, outcomes = session(GOOD="1", CRASH="1")
+    assert outcomes["five"] == "crashed"
+    assert outcomes["seven"] == "passed"
+
+
+def test_an_unusable_device_ends_the_session(session):
+    code, outcomes = session(GOOD="1", FATAL="1")
+    assert code == 2
+    assert outcomes["six"] == "failed"
+    assert "seven" not in outcomes
+    assert session(GOOD="1")[1]["seven"] == "passed"
+
+
+# ---------------------------------------------------------------------------------- pieces
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Driver:
+    return Driver(CUDA, tmp_path, commit="abc")
+
+
+class FakeCalls:
+    """Stands for processes: each entry is an exit code and what the process has done by then."""
+
+    def __init__(self, driver: Driver, plan: list[tuple[int, int]], clock: list[float]) -> None:
+        self.driver, self.plan, self.clock = driver, plan, clock
+        self.seconds: list[float] = []
+        self.done = 0
+
+    def __call__(self, command: list[str], folder: Path, seconds: float) -> int:
+        code, progress = self.plan.pop(0)
+        self.seconds.append(seconds)
+        self.clock[0] += seconds
+        self.done += progress
+        return code
+
+
+@pytest.fixture
+def calls(driver: Driver, monkeypatch: pytest.MonkeyPatch):
+    clock = [0.0]
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: clock[0])
+
+    def plan(*entries: tuple[int, int]) -> FakeCalls:
+        fake = FakeCalls(driver, list(entries), clock)
+        monkeypatch.setattr(gpu, "call", fake)
+        monkeypatch.setattr(Driver, "_done", lambda self, piece: fake.done)
+        return fake
+
+    return plan
+
+
+def test_a_piece_goes_on_until_it_is_done(driver: Driver, calls):
+    fake = calls((3, 4), (3, 2), (0, 1))
+    assert driver.run("network", None) == "done"
+    assert fake.plan == []
+    assert all(seconds < 9 * 60 for seconds in fake.seconds)
+
+
+def test_a_piece_that_fails_is_not_repeated(driver: Driver, calls):
+    fake = calls((1, 1), (0, 1))
+    assert driver.run("sanitize", None) == "failed"
+    assert len(fake.plan) == 1
+
+
+def test_processes_in_vain_end(driver: Driver, calls):
+    fake = calls(*[(3, 0)] * 9)
+    assert driver.run("network", None) == "failed"
+    assert len(fake.seconds) == 3
+
+
+def test_a_budget_is_kept(driver: Driver, calls):
+    fake = calls(*[(3, 1)] * 99)
+    assert driver.run("network", 1000.0) == "left"
+    assert sum(fake.seconds) <= 1000.0
+    assert len(fake.seconds) >= 2
+
+
+@pytest.mark.parametrize(("finished", "state"), [(True, "failed"), (False, "done")])
+def test_failing_tests_do_not_hide_those_behind_them(
+    driver: Driver, calls, monkeypatch, finished: bool, state: str
+):
+    calls((1, 3), (0, 2))
+    monkeypatch.setattr(Driver, "_finished", lambda self, piece: finished)
+    assert driver.run("tests", None) == state
+
+
+def test_the_commands_of_the_pieces(driver: Driver):
+    exact, tests = (" ".join(driver.command(piece, 100)) for piece in gpu.TESTS)
+    assert "-m gpu" in exact
+    assert "-k exact" in exact
+    assert tests == exact.replace(" -k exact", "")
+    bench = " ".join(driver.command("network", 100))
+    assert "bench network --device cuda --budget 100" in bench
+    assert "--commit abc" in bench
+    assert "sanitize" in " ".join(driver.command("sanitize", 100))
+
+
+def test_a_process_that_does_not_end_is_killed(tmp_path: Path, capfd):
+    code = gpu.call([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, 0.5)
+    assert code == 3
+    assert "killed after 0 s" in capfd.readouterr().out
+
+
+def test_a_dry_run(tmp_path: Path):
+    """One bench and no test, for real, on a CPU: files, summary, targets, exit code."""
+    command = [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--quick"]
+    done = subprocess.run(
+        [*command, "--piece", "split_conv2d", "--folder", str(tmp_path), "--commit", "abc"],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    summary = lines[lines.index("== summary") :]
+    assert summary[1] == "A dry run on a CPU: the pieces run. Nothing was shown about a GPU."
+    assert "benches: 1 rows measured, 0 failed" in summary
+    assert "piece split_conv2d: done" in summary
+    assert "targets: 1 not measured" in summary
+    (path,) = tmp_path.glob("*/*/all.json")
+    assert path.parent.name == environment.code()["sources"]
+    assert len(results.load(path)["rows"]) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_it_says_so(capsys):
+    assert gpu.main([]) == 2
+    assert capsys.readouterr().err == "error: there is no GPU here; --device cpu is a dry run\n"
+    assert sanitize.main([]) == 2
+    assert "there is no GPU here" in capsys.readouterr().err
+
+
+def test_an_unknown_piece_is_refused(capsys):
+    assert gpu.main(["--device", "cpu", "--piece", "pair"]) == 2
+    assert "--piece takes all, bench, exact, tests, sanitize," in capsys.readouterr().err
+
+
+def test_the_summary_says_what_failed_and_what_missed(driver: Driver, capsys):
+    lines = [("a", "passed"), ("b", "failed"), ("c", "skipped")]
+    driver.outcomes.write_text(
+        "".join(json.dumps({"test": test, "outcome": outcome}) + "\n" for test, outcome in lines)
+    )
+    (driver.folder / "sanitize").mkdir()
+    found = {"memcheck split_conv2d": ["failed", "ERROR SUMMARY: 2 errors"]}
+    (driver.folder / "sanitize" / "sanitize.json").write_text(json.dumps(found))
+    row = {
+        "label": "slow", "op": "split_conv2d", "shape": "8x8-384-x", "batch": 1, "session": 0,
+        "dtype": "bfloat16", "status": "ok", "ours": "triton", "times": {"P3": {}},
+        "derived": {"ratio": 1.0},
+    }  # fmt: skip
+    document = {"device": {"kind": "cuda"}, "rows": [row]}
+    assert gpu.summarize(driver, {"tests": "failed"}, document) == 1
+    out = capsys.readouterr().out
+    assert "tests: 1 passed, 1 failed, 1 skipped" in out
+    assert "  failed  b" in out
+    assert "  failed  memcheck split_conv2d: ERROR SUMMARY: 2 errors" in out
+    assert "  missed        split, batch 1: >= 2, is 1, 50% off (slow)" in out
+    assert gpu.summarize(driver, {"tests": "done"}, None) == 1  # a failure of an earlier call
+    driver.outcomes.unlink()
+    assert gpu.summarize(driver, {"tests": "left"}, document) == 3
+    assert gpu.summarize(driver, {"tests": "done"}, document) == 0  # a target is no failure
+
+
+# ------------------------------------------------------------------------------- sanitizers
+
+
+def test_the_small_set_of_calls_runs_here():
+    for op in sanitize.OPS:
+        assert sanitize.run_calls(op, CPU) == len(list(sanitize.calls(op)))
+
+
+@pytest.fixture
+def fake_sanitizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A compute-sanitizer that says what it is told to."""
+
+    def install(code: int, output: str) -> None:
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        script = folder / "compute-sanitizer"
+        script.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/seen\nenv > {tmp_path}/env\n')
+        with script.open("a") as file:
+            file.write(f"cat <<'END'\n{output}\nEND\nexit {code}\n")
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("op", "code", "output", "state"),
+    [
+        ("split_conv2d", 0, "9 calls\n========= ERROR SUMMARY: 0 errors", "passed"),
+        ("split_conv2d", 86, "9 calls\n========= ERROR SUMMARY: 3 errors", "failed"),
+        ("split_conv2d", 0, "0 calls\n========= ERROR SUMMARY: 0 errors", "nothing"),
+        ("split_conv2d", 1, "Traceback\nRuntimeError: broken", "broken"),
+        ("planted", 86, "========= ERROR SUMMARY: 4 errors", "passed"),
+        ("planted", 0, "1 calls\n========= ERROR SUMMARY: 0 errors", "failed"),
+    ],
+)
+def test_what_a_sanitizer_says(
+    fake_sanitizer, tmp_path: Path, op: str, code: int, output: str, state: str
+):
+    fake_sanitizer(code, output)
+    found, line = sanitize.check("memcheck", op, CUDA, tmp_path / "log")
+    assert found == state
+    assert line
+    seen = (tmp_path / "seen").read_text()
+    assert "--tool memcheck --error-exitcode 86" in seen
+    assert f"-m bench.sanitize --calls {op} --device cuda" in seen
+    assert "PYTORCH_NO_CUDA_MEMORY_CACHING=1" in (tmp_path / "env").read_text()
+    assert "SUMMARY" in (tmp_path / "log").read_text() or state == "broken"
+
+
+def test_sanitizers_go_on_where_they_stopped(tmp_path: Path, monkeypatch):
+    seen = []
+
+    def check(tool: str, op: str, device: torch.device, log: Path) -> tuple[str, str]:
+        seen.append((tool, op))
+        return "passed", "fine"
+
+    monkeypatch.setattr(sanitize, "check", check)
+    assert sanitize.run(CUDA, tmp_path, -1.0) == {}
+    outcomes = sanitize.run(CUDA, tmp_path, None)
+    assert len(outcomes) == 1 + 4 * 4
+    assert seen[0] == ("memcheck", "planted")
+    sanitize.run(CUDA, tmp_path, None)
+    assert len(seen) == len(outcomes)
+
+
+def test_without_a_sanitizer_it_says_so(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    with pytest.raises(environment.BenchError, match="compute-sanitizer is neither on PATH nor in"):
+        sanitize.find_sanitizer()
