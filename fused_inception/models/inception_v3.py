@@ -447,7 +447,7 @@ class InceptionNetwork(nn.Module):
         if image_size not in IMAGE_SIZES:
             raise ValueError(f"image_size takes {choices(IMAGE_SIZES)}, got {image_size!r}")
         if blocks is None:
-            blocks = self._default_blocks()
+            blocks = self.default_blocks()
         conv = blocks.basic_conv
         self.aux_logits = aux_logits
         self.transform_input = transform_input
@@ -481,7 +481,8 @@ class InceptionNetwork(nn.Module):
             self._init_weights()
 
     @classmethod
-    def _default_blocks(cls) -> InceptionBlocks:
+    def default_blocks(cls) -> InceptionBlocks:
+        """The classes that the network is built from unless others are given."""
         return InceptionBlocks()
 
     def _add_stem(self, conv: ConvBlock) -> int:
@@ -735,7 +736,7 @@ def inception_v3(
         transform_input=transform_input,
         dropout=dropout,
         init_weights=init_weights and weights is None,
-        blocks=blocks_with_aux(InceptionBlocks(), aux_regularizer, aux_logits),
+        blocks=blocks_with_aux(InceptionV3.default_blocks(), aux_regularizer, aux_logits),
         image_size=image_size,
     )
     if weights is not None:
