@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fused_inception.models.inception_modules import check_factorizable
 from fused_inception.models.inception_v3 import BasicConv2d, ConvBlock
 
 __all__ = [
@@ -95,7 +96,7 @@ class SymmetricFactors(nn.Sequential):
         conv_block: ConvBlock = BasicConv2d,
         mid_block: ConvBlock = BasicConv2d,
     ) -> None:
-        _check_kernel_size(kernel_size)
+        check_factorizable(kernel_size)
         layers = kernel_size // 2
         growth = (out_channels / in_channels) ** (1 / layers)
         widths = [round(in_channels * growth**layer) for layer in range(layers)] + [out_channels]
@@ -134,7 +135,7 @@ class AsymmetricFactors(nn.Sequential):
         conv_block: ConvBlock = BasicConv2d,
         mid_block: ConvBlock = BasicConv2d,
     ) -> None:
-        _check_kernel_size(kernel_size)
+        check_factorizable(kernel_size)
         n, half = kernel_size, kernel_size // 2
         mid = round(math.sqrt(in_channels * out_channels))
         super().__init__(
@@ -218,8 +219,3 @@ class ParallelReduction(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(N, C, H, W)` to `(N, K, (H - 1) // 2, (W - 1) // 2)`."""
         return torch.cat([self.conv(x), F.max_pool2d(x, kernel_size=3, stride=2)], 1)
-
-
-def _check_kernel_size(kernel_size: int) -> None:
-    if kernel_size < 3 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size takes an odd number of at least 3, got {kernel_size}")

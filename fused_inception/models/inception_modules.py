@@ -17,6 +17,12 @@ from fused_inception.models.inception_v3 import BasicConv2d, ConvBlock
 __all__ = ["AsymmetricInception", "OriginalInception", "SymmetricInception"]
 
 
+def check_factorizable(kernel_size: int) -> None:
+    """Refuses a filter that is not n×n with n odd and at least 3."""
+    if kernel_size < 3 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size takes an odd number of at least 3, got {kernel_size}")
+
+
 class OriginalInception(nn.Module):
     """The module before factorization: 1×1, 3×3, 5×5 and average pool side by side.
 
@@ -100,11 +106,11 @@ class AsymmetricInception(nn.Module):
     Args:
         in_channels: channels of the input, `C`.
         channels_mid: channels between the factors, `C_mid`.
-        kernel_size: n, odd.
+        kernel_size: n, odd, at least 3.
         conv_block: makes the convolution units; called as `BasicConv2d` is.
 
     Raises:
-        ValueError: `kernel_size` is not odd or not positive.
+        ValueError: `kernel_size` is not odd or below 3.
     """
 
     def __init__(
@@ -115,8 +121,7 @@ class AsymmetricInception(nn.Module):
         conv_block: ConvBlock = BasicConv2d,
     ) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size takes an odd number of at least 1, got {kernel_size}")
+        check_factorizable(kernel_size)
         mid, half = channels_mid, kernel_size // 2
         row, col = (1, kernel_size), (kernel_size, 1)
         along, down = (0, half), (half, 0)

@@ -300,17 +300,17 @@ class InceptionAux(nn.Module):
         return self.fc(torch.flatten(x, 1))
 
 
-class InceptionAuxWithoutBatchNorm(nn.Module):
-    """The auxiliary classifier whose fully connected layer has a bias in place of BatchNorm.
+class InceptionAuxDropout(nn.Module):
+    """The auxiliary classifier whose fully connected layer has dropout in place of BatchNorm.
 
-    The head before "BN-auxiliary" (section 10 of the paper): its 1×1 convolution is normalized, as
-    all convolutions of the network, its fully connected layer `conv1` is not. With dropout it is
-    the other regularizer that section 4 names.
+    The other regularizer that section 4 of the paper names; without dropout it is the head before
+    "BN-auxiliary" (section 10), whose 1×1 convolution is normalized, as all convolutions of the
+    network, and whose fully connected layer `conv1` has a bias instead.
 
     Args:
         in_channels: channels of the input, `C`.
         num_classes: classes.
-        dropout: probability behind the fully connected layer, default 0. GoogLeNet's heads have 0.7
+        dropout: probability behind the fully connected layer. Default 0.7, as in GoogLeNet's heads
             (Szegedy et al. 2014, arXiv 1409.4842, section 5).
         conv_block: makes the convolution units; called as `BasicConv2d` is.
     """
@@ -321,7 +321,7 @@ class InceptionAuxWithoutBatchNorm(nn.Module):
         self,
         in_channels: int,
         num_classes: int,
-        dropout: float = 0.0,
+        dropout: float = _AUX_DROPOUT,
         conv_block: ConvBlock = BasicConv2d,
     ) -> None:
         super().__init__()
@@ -633,7 +633,7 @@ def blocks_with_aux(
             f"with it, got {aux_logits!r}"
         )
     dropout = _AUX_DROPOUT if aux_regularizer == "dropout" else 0.0
-    return replace(blocks, aux=partial(InceptionAuxWithoutBatchNorm, dropout=dropout))
+    return replace(blocks, aux=partial(InceptionAuxDropout, dropout=dropout))
 
 
 def choices(values: Iterable[object]) -> str:

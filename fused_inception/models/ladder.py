@@ -1,4 +1,4 @@
-"""The ladder from Inception-v2 to Inception-v3: four named changes, of the network and its training.
+"""The ladder from Inception-v2 to Inception-v3: four named changes of network and training.
 
 Table 3 of "Rethinking the Inception Architecture for Computer Vision" (Szegedy et al. 2015,
 arXiv 1512.00567, section 10) adds them one by one. Two change the network, `factorized_7x7` and
@@ -141,9 +141,7 @@ def ladder(
     model = inception_v2(
         num_classes=num_classes,
         aux_logits=aux_logits,
-        aux_regularizer=(
-            "batch_norm" if "bn_auxiliary" in options or not aux_logits else "none"
-        ),
+        aux_regularizer=("batch_norm" if "bn_auxiliary" in options or not aux_logits else "none"),
         image_size=image_size,
         stem="3x3" if "factorized_7x7" in options else "7x7",
         dropout=dropout,
@@ -165,4 +163,3 @@ def _check_options(options: Sequence[str], aux_logits: int) -> None:
             "'bn_auxiliary' needs an auxiliary head: aux_logits takes 1 or 2 with it, "
             f"got {aux_logits!r}"
         )
-
