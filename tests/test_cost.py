@@ -73,6 +73,19 @@ def test_savings_are_those_of_the_closed_forms(info):
         assert row["weights_saved"] != row["formula_saved"]
 
 
+def test_any_growth_of_the_channels_can_be_asked_for(cli):
+    """Where √α of 64 channels is whole, the count is the formula's."""
+    arguments = ["--only", "factorizations", "--alpha", "0.25", "4", "2.25", "1.7", "--json"]
+    code, out, _ = cli(*arguments)
+    assert code == 0
+    rows = [row for row in json.loads(out)["factorizations"] if row["name"] == "5×5 → 3×3 → 3×3"]
+    assert [row["out_channels"] for row in rows] == [16, 256, 144, 109]
+    for row in rows[:3]:
+        assert row["weights_saved"] == pytest.approx(row["formula_saved"], abs=1e-12)
+    assert rows[3]["weights_saved"] == pytest.approx(rows[3]["formula_saved"], abs=0.005)
+    assert rows[1]["weights_saved"] == pytest.approx(1 - 9 * 5 / (25 * 2))
+
+
 def test_factors_move_more_bytes_unless_they_run_as_one(info):
     for row in info["factorizations"]:
         after = row["after"]
@@ -206,6 +219,8 @@ def test_markdown_and_a_file(cli, tmp_path):
         (["--batch-size", "0"], "takes an integer from 1 to 65536, got '0'"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
         (["--json", "none/cost.json"], "cannot be written: there is no folder 'none'"),
+        (["--alpha", "0"], "takes numbers above 0 up to 64, got '0'"),
+        (["--alpha", "nan"], "takes numbers above 0 up to 64, got 'nan'"),
         (["--fast"], "unrecognized arguments: --fast"),
     ],
 )

@@ -45,6 +45,9 @@ from fused_inception.models import (
 )
 from fused_inception.models.inception_v3 import IMAGE_SIZES, InceptionNetwork
 
+# What the paper names, what it says of GoogLeNet, and the double.
+ALPHAS = (1.0, 1.5, 2.0)
+
 # Weights alone, as the paper counts them: neither bias nor BatchNorm.
 _conv = partial(nn.Conv2d, bias=False)
 
@@ -69,8 +72,9 @@ def run(args: argparse.Namespace) -> int:
     """Counts, and shows what was counted.
 
     Args:
-        args: `batch` (images), `dtype` (its name), `only` (parts, or None), `markdown` (whether to
-            print the tables in Markdown), `json` (None, a path, or "-" for standard output).
+        args: `batch` (images), `dtype` (its name), `only` (parts, or None), `alpha` (what the
+            channels grow by in the factorizations of a 5×5, or None), `markdown` (whether to print
+            the tables in Markdown), `json` (None, a path, or "-" for standard output).
 
     Returns:
         The exit code, 0.
@@ -80,7 +84,9 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.json not in (None, STDOUT):
         check_writable(args.json, "--json")
-    info = collect(args.batch, getattr(torch, args.dtype), args.only or COST_PARTS)
+    info = collect(
+        args.batch, getattr(torch, args.dtype), args.only or COST_PARTS, args.alpha or ALPHAS
+    )
     if args.json is not None:
         write_json(info, args.json)
     if args.json == STDOUT:
@@ -97,7 +103,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def collect(
-    batch: int = 1, dtype: torch.dtype = torch.float16, parts: Sequence[str] = COST_PARTS
+    batch: int = 1,
+    dtype: torch.dtype = torch.float16,
+    parts: Sequence[str] = COST_PARTS,
+    alphas: Sequence[float] = ALPHAS,
 ) -> dict[str, Any]:
     """Counts everything that `cost` shows.
 
@@ -105,13 +114,14 @@ def collect(
         batch: images.
         dtype: of activations and weights, which decides the bytes.
         parts: which of `COST_PARTS`.
+        alphas: what the 64 channels of a 5×5 grow by, a row each; the claims have their own.
 
     Returns:
         A dict of what JSON can hold, with the key "settings" and one for each part.
     """
     count = _Counter(batch, dtype)
     collectors: dict[str, Callable[[_Counter], list[dict[str, Any]]]] = {
-        "factorizations": _factorizations,
+        "factorizations": partial(_factorizations, alphas=alphas),
         "reductions": _reductions,
         "modules": _modules,
         "networks": _networks,
@@ -171,7 +181,7 @@ def _saved(before: float, after: float) -> float:
     return 1 - after / before
 
 
-def _factorizations(count: _Counter) -> list[dict[str, Any]]:
+def _factorizations(count: _Counter, alphas: Sequence[float] = ALPHAS) -> list[dict[str, Any]]:
     def square(n: int, in_channels: int, out_channels: int) -> nn.Module:
         return _conv(in_channels, out_channels, n, padding=n // 2)
 
@@ -209,7 +219,8 @@ def _factorizations(count: _Counter) -> list[dict[str, Any]]:
             }
         )
 
-    for n, shape in ((5, (35, 96, 96)), (5, (35, 64, 96)), (5, (35, 64, 128)), (7, (17, 192, 192))):
+    shapes = [(5, (35, 64, max(1, round(64 * alpha)))) for alpha in dict.fromkeys(alphas)]
+    for n, shape in [*shapes, (7, (17, 192, 192))]:
         _, c, k = shape
         formula = None
         if n == 5:
@@ -222,7 +233,7 @@ def _factorizations(count: _Counter) -> list[dict[str, Any]]:
             partial(SymmetricFactors, c, k, n, conv_block=_conv, mid_block=_conv),
             formula,
             0.28 if c == k and n == 5 else None,
-            "" if c == k else f"√{k / c:g} of {c} channels is rounded to {round((c * k) ** 0.5)}",
+            "" if c == k else f"√α·{c} is rounded to {round((c * k) ** 0.5)} channels",
         )
     add(
         "3×3 → 2×2 → 2×2",
@@ -604,7 +615,12 @@ def _factorization_table(rows: list[dict[str, Any]]) -> Table:
         ),
         cells,
         "MB: every layer reads its operands from memory and writes its result; MB fused: the "
-        "factors as one.",
+        "factors as one. "
+        + " ".join(
+            f"{row['name']} with α = {row['alpha']:g}: {row['note']}."
+            for row in rows
+            if row["note"]
+        ),
     )
 
 

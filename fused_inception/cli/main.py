@@ -299,6 +299,13 @@ def _fill_cost(parser: argparse.ArgumentParser) -> None:
         default="float16",
         help="of activations and weights, for the bytes (default: %(default)s)",
     )
+    parser.add_argument(
+        "--alpha",
+        nargs="+",
+        type=_growth,
+        metavar="A",
+        help="what the 64 channels of a 5×5 grow by, above 0 up to 64 (default: 1 1.5 2)",
+    )
     parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
     _add_json(parser)
     parser.set_defaults(command=_cost)
@@ -358,6 +365,16 @@ def _integer(minimum: int, maximum: int) -> Callable[[str], int]:
         return value
 
     return convert
+
+
+def _growth(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 64:
+        raise argparse.ArgumentTypeError(f"takes numbers above 0 up to 64, got {text!r}")
+    return value
 
 
 def _path_with_suffix(suffix: str, *others: str) -> Callable[[str], str]:
