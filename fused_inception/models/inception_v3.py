@@ -519,7 +519,7 @@ class InceptionNetwork(nn.Module):
         Args:
             x: `(N, 3, H, W)`, a floating-point dtype, any layout; H and W at least a quarter of
                 `image_size` (75 of 299, 39 of 151, 21 of 79), and in training with an auxiliary
-                head about all of it (299, 151, 77).
+                head nearly all of it (299, 151, 77). With a 7×7 in front 79 takes 23, and 79.
 
         Returns:
             The logits `(N, num_classes)`; in training with one auxiliary head `InceptionOutputs`,
@@ -573,9 +573,9 @@ class InceptionV3(InceptionNetwork):
     | Mixed_7a (`blocks.d`), Mixed_7b, Mixed_7c (`blocks.e`) | 1280×8×8, 2048×8×8, 2048×8×8 |
     | avgpool, dropout, fc | 2048×1×1, 2048×1×1, num_classes |
 
-    With `image_size` 151 the first convolution has stride 1, with 79 `maxpool1` does nothing
-    besides. With 151 all grids are those above; with 79 they are 77, 75 and 75, then 75, 73 and 36,
-    and 17 and 8 as above.
+    With `image_size` 151 the first convolution has stride 1; with 79 `maxpool1` passes on what it
+    gets as well. With 151 all grids are those above; with 79 they are 77, 75 and 75, then 75, 73
+    and 36, and from there 17 and 8 as above.
 
     Args and errors: see `InceptionNetwork`.
     """
