@@ -182,16 +182,18 @@ def _inception_b() -> KnownBlock:
     return KnownBlock("inception_b", CatPattern(branches), frozenset(names))
 
 
-def _inception_c() -> KnownBlock:
+def _inception_c(double_first: KernelPattern, double_second: KernelPattern) -> KnownBlock:
+    # The roles of the double branch are places, named for V3's order: n×1 first. The paper's figure
+    # 6 has 1×n first.
     branches = (
         _chain(("direct", _POINT)),
         _chain(("pair_reduce", _POINT), ("pair_row", _ROW), ("pair_col", _COL)),
         _chain(
             ("double_reduce", _POINT),
-            ("double_col1", _COL),
-            ("double_row1", _ROW),
-            ("double_col2", _COL),
-            ("double_row2", _ROW),
+            ("double_col1", double_first),
+            ("double_row1", double_second),
+            ("double_col2", double_first),
+            ("double_row2", double_second),
         ),
         _chain(("pool_project", _POINT), source=_AVG_POOL_3),
     )
@@ -232,7 +234,8 @@ def _inception_e() -> KnownBlock:
 
 KNOWN_BLOCKS: tuple[KnownBlock, ...] = (
     _inception_b(),
-    _inception_c(),
+    _inception_c(_COL, _ROW),
+    _inception_c(_ROW, _COL),
     _inception_d(),
     _inception_e(),
 )

@@ -29,7 +29,8 @@ SIGNATURES = {
     "refresh": "(model)",
     "available_backends": "()",
     "models.inception_v3": "(*, num_classes=1000, aux_logits=True, transform_input=False, "
-    "dropout=0.5, init_weights=True, weights=None)",
+    "dropout=0.5, init_weights=True, weights=None, aux_regularizer='batch_norm', "
+    "image_size=299)",
 }
 MODULES = ["Conv2dAct", "FactorizedConv2d", "GridReduction", "SplitConv2d"]
 

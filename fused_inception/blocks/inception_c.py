@@ -8,8 +8,9 @@ section 3.2: four branches on one input, concatenated in this order:
     double   1×1 → n×1 → 1×n → n×1 → 1×n
     pool     average pool 3×3, stride 1 → 1×1
 
-The six one-dimensional convolutions run as three pairs, each one op. ReLU stands behind every
-convolution.
+That is the order in which V3 has the double branch; the figure has it the other way round,
+1×n → n×1 → 1×n → n×1, which runs here too. The six one-dimensional convolutions run as three pairs,
+each one op. ReLU stands behind every convolution.
 """
 
 from typing import NamedTuple
@@ -30,10 +31,10 @@ class InceptionCWeights(NamedTuple):
         pair_row: 1×n.
         pair_col: n×1.
         double_reduce: 1×1.
-        double_col1: n×1, the first of the double branch.
-        double_row1: 1×n.
-        double_col2: n×1.
-        double_row2: 1×n, the last of the double branch.
+        double_col1: n×1, the first of the double branch; 1×n in the figure's order.
+        double_row1: 1×n; n×1 in the figure's order.
+        double_col2: as `double_col1`.
+        double_row2: as `double_row1`, the last of the double branch.
         pool_project: 1×1, behind the average pool.
     """
 

@@ -29,6 +29,7 @@ EXIT_BROKEN_PIPE = 141  # ... and SIGPIPE
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 MODELS = ("reference", "torchvision")
+COST_PARTS = ("factorizations", "reductions", "modules", "networks", "claims")
 STDOUT = "-"
 
 _WIDTH = 100
@@ -180,6 +181,17 @@ def _build_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
     )
+    _fill_cost(
+        commands.add_parser(
+            "cost",
+            help="count the paper's factorizations, modules and networks beside its own figures",
+            description="Counts parameters, multiply-accumulates (MACs) and bytes of the paper's "
+            "factorizations, grid\nreductions, modules and networks, from the modules themselves, "
+            "beside the paper's figures,\nand names every difference. Nothing is computed.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+    )
     _fill_info(
         commands.add_parser(
             "info",
@@ -265,6 +277,40 @@ def _fill_bench(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_bench)
 
 
+def _fill_cost(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=COST_PARTS,
+        metavar="PART",
+        help=f"only these parts: {', '.join(COST_PARTS)}",
+    )
+    parser.add_argument(
+        "--batch-size",
+        dest="batch",
+        type=_integer(1, 65536),
+        default=1,
+        metavar="N",
+        help="images (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float16",
+        help="of activations and weights, for the bytes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--alpha",
+        nargs="+",
+        type=_growth,
+        metavar="A",
+        help="what the 64 channels of a 5×5 grow by, above 0 up to 64 (default: 1 1.5 2)",
+    )
+    parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
+    _add_json(parser)
+    parser.set_defaults(command=_cost)
+
+
 def _fill_info(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
     parser.set_defaults(command=_info)
@@ -294,6 +340,12 @@ def _bench(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def _cost(args: argparse.Namespace) -> int:
+    from fused_inception.cli.cost import run
+
+    return run(args)
+
+
 def _info(args: argparse.Namespace) -> int:
     from fused_inception.cli.info import run
 
@@ -313,6 +365,16 @@ def _integer(minimum: int, maximum: int) -> Callable[[str], int]:
         return value
 
     return convert
+
+
+def _growth(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 64:
+        raise argparse.ArgumentTypeError(f"takes numbers above 0 up to 64, got {text!r}")
+    return value
 
 
 def _path_with_suffix(suffix: str, *others: str) -> Callable[[str], str]:

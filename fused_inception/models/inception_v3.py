@@ -8,8 +8,9 @@ dicts move between this network and torchvision's in both directions. Each block
 the modules, the 5×5 that V3 keeps at 35×35) follows torchvision.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,10 +23,15 @@ from fused_inception.models.weights import Weights, WeightsError, load_into
 # Smaller images have no pixel left for the stride-2 convolutions of Mixed_7a.
 MIN_IMAGE_SIZE = 75
 
+# What the first layers can be made for, so that the grids behind them are the same.
+IMAGE_SIZES = (299, 151, 79)
+AUX_REGULARIZERS = ("batch_norm", "dropout", "none")
+
 # (mean, standard deviation) of ImageNet's red, green and blue, as torchvision normalizes images.
 _IMAGENET_STATISTICS = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
 
-_AUX_PREFIX = "AuxLogits."
+_AUX_HEADS = ("LowerAuxLogits", "AuxLogits")
+_AUX_DROPOUT = 0.7
 _INIT_STD = 0.1
 _AUX_INIT_STD = {"AuxLogits.conv1": 0.01, "AuxLogits.fc": 0.001}
 
@@ -41,6 +47,21 @@ class InceptionOutputs(NamedTuple):
 
     logits: Tensor
     aux_logits: Tensor | None
+
+
+class InceptionTwoAuxOutputs(NamedTuple):
+    """What the network returns in training mode when it has two auxiliary heads.
+
+    Attributes:
+        logits: `(N, num_classes)`.
+        aux_logits: `(N, num_classes)`, from the upper head, on the last 17×17 grid; None where the
+            head was taken out after construction.
+        lower_aux_logits: the same from the lower head, on the first Inception module of that grid.
+    """
+
+    logits: Tensor
+    aux_logits: Tensor | None
+    lower_aux_logits: Tensor | None
 
 
 class BasicConv2d(nn.Module):
@@ -248,9 +269,11 @@ class InceptionE(nn.Module):
 
 
 class InceptionAux(nn.Module):
-    """The auxiliary classifier on the last 17×17 grid, with BatchNorm in its convolutions.
+    """The auxiliary classifier on a 17×17 grid, with BatchNorm in all its layers but the last.
 
-    Section 4 and figure 8 of the paper. It regularizes training and is not run in evaluation.
+    Section 4 and figure 8 of the paper. It regularizes training and is not run in evaluation. On
+    the 5×5 grid behind its pool, `conv1` is the head's fully connected layer: that this one too has
+    BatchNorm is what section 10 calls "BN-auxiliary".
 
     Args:
         in_channels: channels of the input, `C`.
@@ -259,7 +282,7 @@ class InceptionAux(nn.Module):
     """
 
     # The 5×5 pool and the 5×5 convolution need the whole 17×17 grid.
-    min_image_size = 299
+    min_grid_size = 17
 
     def __init__(
         self, in_channels: int, num_classes: int, conv_block: ConvBlock = BasicConv2d
@@ -277,9 +300,47 @@ class InceptionAux(nn.Module):
         return self.fc(torch.flatten(x, 1))
 
 
+class InceptionAuxDropout(nn.Module):
+    """The auxiliary classifier whose fully connected layer has dropout in place of BatchNorm.
+
+    The other regularizer that section 4 of the paper names; without dropout it is the head before
+    "BN-auxiliary" (section 10), whose 1×1 convolution is normalized, as all convolutions of the
+    network, and whose fully connected layer `conv1` has a bias instead.
+
+    Args:
+        in_channels: channels of the input, `C`.
+        num_classes: classes.
+        dropout: probability behind the fully connected layer. Default 0.7, as in GoogLeNet's heads
+            (Szegedy et al. 2014, arXiv 1409.4842, section 5).
+        conv_block: makes the convolution units; called as `BasicConv2d` is.
+    """
+
+    min_grid_size = InceptionAux.min_grid_size
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        dropout: float = _AUX_DROPOUT,
+        conv_block: ConvBlock = BasicConv2d,
+    ) -> None:
+        super().__init__()
+        self.conv0 = conv_block(in_channels, 128, kernel_size=1)
+        self.conv1 = nn.Conv2d(128, 768, kernel_size=5)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(768, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `(N, C, H, W)`, H and W at least 17, to `(N, num_classes)`."""
+        x = F.avg_pool2d(x, kernel_size=5, stride=3)
+        x = F.relu(self.conv1(self.conv0(x)), inplace=True)
+        x = F.adaptive_avg_pool2d(x, (1, 1))
+        return self.fc(self.dropout(torch.flatten(x, 1)))
+
+
 @dataclass(frozen=True)
 class InceptionBlocks:
-    """The classes that `InceptionV3` is built from; replace some to put other blocks in.
+    """The classes that a network is built from; replace some to put other blocks in.
 
     Attributes:
         basic_conv: called as `BasicConv2d` is, for the stem, and handed to the others as
@@ -289,8 +350,8 @@ class InceptionBlocks:
         c: called as `InceptionC` is.
         d: called as `InceptionD` is.
         e: called as `InceptionE` is.
-        aux: called as `InceptionAux` is. If it has an attribute `min_image_size`, training refuses
-            smaller images.
+        aux: called as `InceptionAux` is. If it has an attribute `min_grid_size`, training refuses
+            images that come to it as a smaller grid.
     """
 
     basic_conv: ConvBlock = BasicConv2d
@@ -303,7 +364,7 @@ class InceptionBlocks:
 
 
 @torch.fx.wrap
-def _check_images(x: Tensor, min_size: int) -> None:
+def _check_images(x: Tensor, min_size: int, with_head: bool) -> None:
     # A leaf to torch.fx: these comparisons have no value while a graph is being traced.
     if not isinstance(x, Tensor):
         raise TypeError(f"x takes a tensor of images (N, 3, H, W), got {type(x).__name__}")
@@ -319,7 +380,7 @@ def _check_images(x: Tensor, min_size: int) -> None:
             f"{tuple(x.shape)}"
         )
     if x.shape[2] < min_size or x.shape[3] < min_size:
-        why = "" if min_size == MIN_IMAGE_SIZE else " in training with the auxiliary head"
+        why = " in training with the auxiliary head" if with_head else ""
         raise ValueError(
             f"x takes images of at least {min_size}x{min_size} pixels{why}, "
             f"got {x.shape[2]}x{x.shape[3]}"
@@ -337,7 +398,167 @@ def _from_imagenet_normalization(x: Tensor) -> Tensor:
     )
 
 
-class InceptionV3(nn.Module):
+class InceptionNetwork(nn.Module):
+    """What the networks of the paper share: everything but the first layers.
+
+    A subclass has those (`_add_stem`, `_stem`, `_image_size_for`) and the widths of its modules.
+
+    Args:
+        num_classes: classes, at least 1.
+        aux_logits: how many auxiliary heads there are: False or 0; True or 1, the upper one on the
+            last 17×17 grid, `AuxLogits`; 2, also the lower one on the first Inception module of
+            that grid, `LowerAuxLogits`. A child that is not there is None.
+        transform_input: whether images come normalized by ImageNet's mean and standard deviation
+            and are renormalized to the [-1, 1] of the published weights first.
+        dropout: probability in front of `fc`.
+        init_weights: whether to draw the weights as `inception_v3` says; otherwise PyTorch's
+            defaults stay.
+        blocks: the classes to build from.
+        image_size: 299, 151 or 79: the size of image that brings the first layers to the grids of
+            the paper's table 1 (section 9).
+
+    Raises:
+        ValueError: `num_classes` is below 1, `dropout` not in [0, 1], or there is no such
+            `aux_logits` or `image_size`.
+    """
+
+    # Filters behind the average pools at 35×35; channels between the factors at 17×17.
+    _POOL_FEATURES: Sequence[int]
+    _CHANNELS_17: Sequence[int]
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 1000,
+        aux_logits: int = True,
+        transform_input: bool = False,
+        dropout: float = 0.5,
+        init_weights: bool = True,
+        blocks: InceptionBlocks | None = None,
+        image_size: int = 299,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes takes at least 1, got {num_classes}")
+        if aux_logits not in (0, 1, 2):
+            raise ValueError(
+                f"aux_logits takes False or 0, True or 1, or 2 auxiliary heads, got {aux_logits!r}"
+            )
+        if image_size not in IMAGE_SIZES:
+            raise ValueError(f"image_size takes {choices(IMAGE_SIZES)}, got {image_size!r}")
+        if blocks is None:
+            blocks = self.default_blocks()
+        conv = blocks.basic_conv
+        self.aux_logits = aux_logits
+        self.transform_input = transform_input
+        self.image_size = image_size
+
+        channels = self._add_stem(conv)
+        self._grid_35 = [f"Mixed_5{letter}" for letter in "bcd"]
+        for name, pool_features in zip(self._grid_35, self._POOL_FEATURES, strict=True):
+            self.add_module(name, blocks.a(channels, pool_features=pool_features, conv_block=conv))
+            channels = 224 + pool_features
+
+        self.Mixed_6a = blocks.b(channels, conv_block=conv)
+        self._grid_17 = [f"Mixed_6{letter}" for letter in "bcdef"[: len(self._CHANNELS_17)]]
+        for name, mid in zip(self._grid_17, self._CHANNELS_17, strict=True):
+            self.add_module(name, blocks.c(768, mid, conv_block=conv))
+        self.AuxLogits: nn.Module | None = None
+        self.LowerAuxLogits: nn.Module | None = None
+        if aux_logits:
+            self.AuxLogits = blocks.aux(768, num_classes, conv_block=conv)
+        if aux_logits == 2:
+            self.LowerAuxLogits = blocks.aux(768, num_classes, conv_block=conv)
+
+        self.Mixed_7a = blocks.d(768, conv_block=conv)
+        self.Mixed_7b = blocks.e(1280, conv_block=conv)
+        self.Mixed_7c = blocks.e(2048, conv_block=conv)
+
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(2048, num_classes)
+        if init_weights:
+            self._init_weights()
+
+    @classmethod
+    def default_blocks(cls) -> InceptionBlocks:
+        """The classes that the network is built from unless others are given."""
+        return InceptionBlocks()
+
+    def _add_stem(self, conv: ConvBlock) -> int:
+        # Registers the layers in front of the 35×35 grid; returns the channels behind them.
+        raise NotImplementedError
+
+    def _stem(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _image_size_for(self, size: int) -> int:
+        # The smallest image that comes to the first max pool, where there is one, as `size`.
+        raise NotImplementedError
+
+    def _first_pool(self) -> nn.Module:
+        return nn.Identity() if self.image_size == 79 else nn.MaxPool2d(kernel_size=3, stride=2)
+
+    def _min_image_size(self, grid: int) -> int:
+        # The smallest image that comes to Mixed_6b as `grid`.
+        size = 2 * (2 * grid + 1) + 1 + 2  # a 3×3 convolution and two of stride 2 or pools
+        return self._image_size_for(size if self.image_size == 79 else 2 * size + 1)
+
+    def _init_weights(self) -> None:
+        for name, module in self.named_modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                std = next((v for k, v in _AUX_INIT_STD.items() if k in name), _INIT_STD)
+                nn.init.trunc_normal_(module.weight, std=std, a=-2.0, b=2.0)
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor | InceptionOutputs | InceptionTwoAuxOutputs:
+        """Classifies a batch of images.
+
+        Args:
+            x: `(N, 3, H, W)`, a floating-point dtype, any layout; H and W at least a quarter of
+                `image_size` (75 of 299, 39 of 151, 21 of 79), and in training with an auxiliary
+                head nearly all of it (299, 151, 77). With a 7×7 in front 79 takes 23, and 79.
+
+        Returns:
+            The logits `(N, num_classes)`; in training with one auxiliary head `InceptionOutputs`,
+            with two `InceptionTwoAuxOutputs`.
+
+        Raises:
+            TypeError: `x` is not a tensor, or its dtype not a floating-point one.
+            ValueError: its rank, channels or size are others.
+        """
+        lower = self.LowerAuxLogits if self.training else None
+        upper = self.AuxLogits if self.training else None
+        # Mixed_7a needs three rows and columns.
+        grid = max(getattr(head, "min_grid_size", 3) for head in (lower, upper))
+        _check_images(x, self._min_image_size(grid), grid > 3)
+        if self.transform_input:
+            x = _from_imagenet_normalization(x)
+
+        x = self._stem(x)
+        for name in self._grid_35:
+            x = getattr(self, name)(x)
+        x = self.Mixed_6a(x)
+        lower_aux = None
+        for name in self._grid_17:
+            x = getattr(self, name)(x)
+            if lower is not None and name == self._grid_17[0]:
+                lower_aux = lower(x)
+        aux = None if upper is None else upper(x)
+        x = self.Mixed_7a(x)
+        x = self.Mixed_7c(self.Mixed_7b(x))
+        x = self.dropout(self.avgpool(x))
+        logits = self.fc(torch.flatten(x, 1))
+        if not (self.training and self.aux_logits):
+            return logits
+        if self.aux_logits == 2:
+            return InceptionTwoAuxOutputs(logits, aux, lower_aux)
+        return InceptionOutputs(logits, aux)
+
+
+class InceptionV3(InceptionNetwork):
     """Inception V3 (Szegedy et al. 2015, arXiv 1512.00567, table 1 and section 8).
 
     Children have torchvision's names, in its order; sizes are those of a 299×299 image:
@@ -352,151 +573,151 @@ class InceptionV3(nn.Module):
     | Mixed_7a (`blocks.d`), Mixed_7b, Mixed_7c (`blocks.e`) | 1280×8×8, 2048×8×8, 2048×8×8 |
     | avgpool, dropout, fc | 2048×1×1, 2048×1×1, num_classes |
 
-    Args:
-        num_classes: classes, at least 1.
-        aux_logits: whether there is an auxiliary head, `AuxLogits`; without, that child is None.
-        transform_input: whether images come normalized by ImageNet's mean and standard deviation
-            and are renormalized to the [-1, 1] of the published weights first.
-        dropout: probability in front of `fc`.
-        init_weights: whether to draw the weights as `inception_v3` says; otherwise PyTorch's
-            defaults stay.
-        blocks: the classes to build from.
+    With `image_size` 151 the first convolution has stride 1; with 79 `maxpool1` passes on what it
+    gets as well. With 151 all grids are those above; with 79 they are 77, 75 and 75, then 75, 73
+    and 36, and from there 17 and 8 as above.
 
-    Raises:
-        ValueError: `num_classes` is below 1, or `dropout` not in [0, 1].
+    Args and errors: see `InceptionNetwork`.
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int = 1000,
-        aux_logits: bool = True,
-        transform_input: bool = False,
-        dropout: float = 0.5,
-        init_weights: bool = True,
-        blocks: InceptionBlocks | None = None,
-    ) -> None:
-        super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes takes at least 1, got {num_classes}")
-        if blocks is None:
-            blocks = InceptionBlocks()
-        conv = blocks.basic_conv
-        self.aux_logits = aux_logits
-        self.transform_input = transform_input
+    _POOL_FEATURES = (32, 64, 64)
+    _CHANNELS_17 = (128, 160, 160, 192)
 
-        self.Conv2d_1a_3x3 = conv(3, 32, kernel_size=3, stride=2)
+    def _add_stem(self, conv: ConvBlock) -> int:
+        stride = 2 if self.image_size == 299 else 1
+        self.Conv2d_1a_3x3 = conv(3, 32, kernel_size=3, stride=stride)
         self.Conv2d_2a_3x3 = conv(32, 32, kernel_size=3)
         self.Conv2d_2b_3x3 = conv(32, 64, kernel_size=3, padding=1)
-        self.maxpool1 = nn.MaxPool2d(kernel_size=3, stride=2)
+        self.maxpool1 = self._first_pool()
         self.Conv2d_3b_1x1 = conv(64, 80, kernel_size=1)
         self.Conv2d_4a_3x3 = conv(80, 192, kernel_size=3)
         self.maxpool2 = nn.MaxPool2d(kernel_size=3, stride=2)
+        return 192
 
-        self.Mixed_5b = blocks.a(192, pool_features=32, conv_block=conv)
-        self.Mixed_5c = blocks.a(256, pool_features=64, conv_block=conv)
-        self.Mixed_5d = blocks.a(288, pool_features=64, conv_block=conv)
-
-        self.Mixed_6a = blocks.b(288, conv_block=conv)
-        self.Mixed_6b = blocks.c(768, channels_7x7=128, conv_block=conv)
-        self.Mixed_6c = blocks.c(768, channels_7x7=160, conv_block=conv)
-        self.Mixed_6d = blocks.c(768, channels_7x7=160, conv_block=conv)
-        self.Mixed_6e = blocks.c(768, channels_7x7=192, conv_block=conv)
-        self.AuxLogits: nn.Module | None = None
-        if aux_logits:
-            self.AuxLogits = blocks.aux(768, num_classes, conv_block=conv)
-
-        self.Mixed_7a = blocks.d(768, conv_block=conv)
-        self.Mixed_7b = blocks.e(1280, conv_block=conv)
-        self.Mixed_7c = blocks.e(2048, conv_block=conv)
-
-        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(2048, num_classes)
-        if init_weights:
-            self._init_weights()
-
-    def _init_weights(self) -> None:
-        for name, module in self.named_modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                std = next((v for k, v in _AUX_INIT_STD.items() if name.startswith(k)), _INIT_STD)
-                nn.init.trunc_normal_(module.weight, std=std, a=-2.0, b=2.0)
-            elif isinstance(module, nn.BatchNorm2d):
-                nn.init.ones_(module.weight)
-                nn.init.zeros_(module.bias)
-
-    def forward(self, x: Tensor) -> Tensor | InceptionOutputs:
-        """Classifies a batch of images.
-
-        Args:
-            x: `(N, 3, H, W)`, a floating-point dtype, any layout; H and W at least 75, and at least
-                299 in training with the auxiliary head.
-
-        Returns:
-            The logits `(N, num_classes)`; in training with the auxiliary head `InceptionOutputs`.
-
-        Raises:
-            TypeError: `x` is not a tensor, or its dtype not a floating-point one.
-            ValueError: its rank, channels or size are others.
-        """
-        aux_head = self.AuxLogits if self.training else None
-        _check_images(x, getattr(aux_head, "min_image_size", MIN_IMAGE_SIZE))
-        if self.transform_input:
-            x = _from_imagenet_normalization(x)
-
+    def _stem(self, x: Tensor) -> Tensor:
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.maxpool1(x)
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x))
-        x = self.maxpool2(x)
-        x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))
-        x = self.Mixed_6a(x)
-        x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(x))))
-        aux = None if aux_head is None else aux_head(x)
-        x = self.Mixed_7a(x)
-        x = self.Mixed_7c(self.Mixed_7b(x))
-        x = self.dropout(self.avgpool(x))
-        logits = self.fc(torch.flatten(x, 1))
-        if self.training and self.aux_logits:
-            return InceptionOutputs(logits, aux)
-        return logits
+        return self.maxpool2(x)
+
+    def _image_size_for(self, size: int) -> int:
+        size += 2
+        return 2 * size + 1 if self.image_size == 299 else size + 2
+
+
+def blocks_with_aux(
+    blocks: InceptionBlocks, aux_regularizer: str, aux_logits: int
+) -> InceptionBlocks:
+    """Puts the auxiliary head with the given regularizer into the classes of a network.
+
+    Args:
+        blocks: the classes.
+        aux_regularizer: "batch_norm", "dropout" or "none".
+        aux_logits: how many heads the network has.
+
+    Returns:
+        The classes.
+
+    Raises:
+        ValueError: there is no such regularizer, or no head to regularize.
+    """
+    if aux_regularizer not in AUX_REGULARIZERS:
+        raise ValueError(
+            f"aux_regularizer takes {choices(AUX_REGULARIZERS)}, got {aux_regularizer!r}"
+        )
+    if aux_regularizer == "batch_norm":
+        return blocks
+    if not aux_logits:
+        raise ValueError(
+            f"aux_regularizer={aux_regularizer!r} needs an auxiliary head: aux_logits takes 1 or 2 "
+            f"with it, got {aux_logits!r}"
+        )
+    dropout = _AUX_DROPOUT if aux_regularizer == "dropout" else 0.0
+    return replace(blocks, aux=partial(InceptionAuxDropout, dropout=dropout))
+
+
+def choices(values: Iterable[object]) -> str:
+    """Lists what an option takes: `a, b or c`."""
+    *others, last = map(repr, values)
+    return f"{', '.join(others)} or {last}"
+
+
+def load_network(model: InceptionNetwork, weights: Weights) -> None:
+    """Loads weights strictly, but for those of auxiliary heads that the network does not have.
+
+    Args:
+        model: a network of this package.
+        weights: see `fused_inception.models.load_weights`.
+
+    Raises:
+        WeightsError: the weights cannot be read or do not fit.
+    """
+    absent = [f"{head}." for head in _AUX_HEADS if getattr(model, head) is None]
+    try:
+        load_into(model, weights, ignore=absent)
+    except WeightsError as error:
+        heads = tuple(f"{head}." for head in _AUX_HEADS)
+        missing = {
+            name
+            for name in model.state_dict()
+            if name.startswith(heads) and not name.endswith(".num_batches_tracked")
+        }
+        if missing and set(error.missing) == missing:
+            raise WeightsError(
+                f"{error}; there is no auxiliary head in these weights: take aux_logits=False",
+                missing=error.missing,
+            ) from error
+        raise
 
 
 def inception_v3(
     *,
     num_classes: int = 1000,
-    aux_logits: bool = True,
+    aux_logits: int = True,
     transform_input: bool = False,
     dropout: float = 0.5,
     init_weights: bool = True,
     weights: Weights | None = None,
+    aux_regularizer: str = "batch_norm",
+    image_size: int = 299,
 ) -> InceptionV3:
     """Builds the reference Inception V3, in training mode, as `nn.Module` does.
 
-    Equivalent to: `torchvision.models.inception_v3` with the same arguments: the same state dict
-    and, with it, the same outputs.
+    Equivalent to: `torchvision.models.inception_v3` with the same arguments, as far as it has
+    them: the same state dict and, with it, the same outputs.
 
     Args:
         num_classes: classes, at least 1.
-        aux_logits: whether there is an auxiliary head. It runs in training mode only, where the
-            network then returns `InceptionOutputs(logits, aux_logits)`.
+        aux_logits: how many auxiliary heads there are: False or 0; True or 1, the upper one, on the
+            last 17×17 grid; 2, also a lower one, which torchvision does not have, on the first
+            Inception module of that grid, as GoogLeNet's lower head is on its 14×14 grid. They run
+            in training mode only, where the network then returns
+            `InceptionOutputs(logits, aux_logits)`, with two heads `InceptionTwoAuxOutputs`.
         transform_input: whether images come normalized by ImageNet's mean and standard deviation
             and are renormalized to the [-1, 1] of the published weights first.
         dropout: probability in front of the last linear layer.
         init_weights: whether to draw the weights from a normal distribution of deviation 0.1 (in
-            the auxiliary head 0.01 for `conv1` and 0.001 for `fc`), truncated at ±2; otherwise
+            an auxiliary head 0.01 for `conv1` and 0.001 for `fc`), truncated at ±2; otherwise
             PyTorch's defaults stay. Without effect where `weights` is given.
         weights: a path (`.pth`, `.pt`, `.safetensors`) or a state dict; see
-            `fused_inception.models.load_weights`. Every name and shape must agree, but with
-            `aux_logits=False` the entries under `AuxLogits.` are dropped.
+            `fused_inception.models.load_weights`. Every name and shape must agree, but the entries
+            of auxiliary heads that there are not are dropped.
+        aux_regularizer: of the fully connected layer in the auxiliary heads: "batch_norm", as
+            torchvision has it; "dropout"; or "none". The 1×1 convolution in front of it is
+            normalized in each case.
+        image_size: what the first layers are made for: 299; 151, where the first convolution has
+            stride 1; or 79, where there is no first max pool either (section 9 of the paper).
 
     Returns:
         The network, fp32, on the CPU. It takes images `(N, 3, H, W)` from 75×75 on (from 299×299
-        on in training with the auxiliary head) and returns logits `(N, num_classes)`.
+        on in training with an auxiliary head; for `image_size` 151 and 79 from 39×39 and 21×21,
+        151×151 and 77×77) and returns logits `(N, num_classes)`.
 
     Raises:
         FileNotFoundError: there is no file `weights`.
         WeightsError: the weights cannot be read or do not fit; it is a ValueError.
-        ValueError: `num_classes` is below 1, or `dropout` not in [0, 1].
+        ValueError: `num_classes` is below 1, `dropout` not in [0, 1], or an option has another
+            value than those above.
         TypeError: `weights` is neither a path nor a mapping.
         ImportError: a `.safetensors` file without the safetensors package.
 
@@ -515,20 +736,9 @@ def inception_v3(
         transform_input=transform_input,
         dropout=dropout,
         init_weights=init_weights and weights is None,
+        blocks=blocks_with_aux(InceptionV3.default_blocks(), aux_regularizer, aux_logits),
+        image_size=image_size,
     )
     if weights is not None:
-        try:
-            load_into(model, weights, ignore=() if aux_logits else (_AUX_PREFIX,))
-        except WeightsError as error:
-            head = {
-                name
-                for name in model.state_dict()
-                if name.startswith(_AUX_PREFIX) and not name.endswith(".num_batches_tracked")
-            }
-            if head and set(error.missing) == head:
-                raise WeightsError(
-                    f"{error}; there is no auxiliary head in these weights: take aux_logits=False",
-                    missing=error.missing,
-                ) from error
-            raise
+        load_network(model, weights)
     return model
