@@ -185,29 +185,24 @@ def conv2d_act_few_channels_kernel(
     x_offset += h.to(tl.int64) * stride_xh + w.to(tl.int64) * stride_xw
 
     acc = tl.zeros((BLOCK_P, BLOCK_F), dtype=tl.float32)
-    partial = tl.zeros((BLOCK_P, BLOCK_F), dtype=tl.float32)
-    for k0 in range(0, DEPTH, BLOCK_K):
-        k = k0 + tl.arange(0, BLOCK_K)
-        tap = k // CHANNELS
-        r = (tap // S)[None, :]
-        s = (tap % S)[None, :]
-        mask = tap_mask(
-            valid[:, None] & (k < DEPTH)[None, :],
-            h[:, None] + r, w[:, None] + s, height, width, CHECK_H, CHECK_W,
-        )  # fmt: skip
-        k_offset = r.to(tl.int64) * stride_xh + s.to(tl.int64) * stride_xw
-        k_offset += (k % CHANNELS)[None, :].to(tl.int64) * stride_xc
-        a = tl.load(x_ptr + x_offset[:, None] + k_offset, mask=mask, other=0.0)
-        mask_b = mask_f[None, :] & (k < DEPTH)[:, None]
-        b = tl.load(filter_rows[None, :] + k[:, None], mask=mask_b, other=0.0)
-        if IEEE:
+    CHAIN: tl.constexpr = SUM_LENGTH if IEEE else DEPTH
+    for k0 in range(0, DEPTH, CHAIN):
+        partial = tl.zeros((BLOCK_P, BLOCK_F), dtype=tl.float32)
+        for k1 in range(k0, tl.minimum(k0 + CHAIN, DEPTH), BLOCK_K):
+            k = k1 + tl.arange(0, BLOCK_K)
+            tap = k // CHANNELS
+            r = (tap // S)[None, :]
+            s = (tap % S)[None, :]
+            mask_a = tap_mask(
+                valid[:, None] & (k < DEPTH)[None, :],
+                h[:, None] + r, w[:, None] + s, height, width, CHECK_H, CHECK_W,
+            )  # fmt: skip
+            k_offset = r.to(tl.int64) * stride_xh + s.to(tl.int64) * stride_xw
+            k_offset += (k % CHANNELS)[None, :].to(tl.int64) * stride_xc
+            a = tl.load(x_ptr + x_offset[:, None] + k_offset, mask=mask_a, other=0.0)
+            mask_b = mask_f[None, :] & (k < DEPTH)[:, None]
+            b = tl.load(filter_rows[None, :] + k[:, None], mask=mask_b, other=0.0)
             partial = multiply_add(a, b, partial, TF32, UPCAST)
-            if (k0 + BLOCK_K) % SUM_LENGTH == 0:
-                acc += partial
-                partial = tl.zeros((BLOCK_P, BLOCK_F), dtype=tl.float32)
-        else:
-            acc = multiply_add(a, b, acc, TF32, UPCAST)
-    if IEEE:
         acc += partial
     y = epilogue(acc, bias_ptr, offs_f, mask_f, HAS_BIAS, RELU)
     y_offset = (tl.cast(first_image, tl.int64) * out_height * out_width + row) * stride_y

@@ -73,12 +73,10 @@ def launch_split(
     *,
     first_image: int = 0,
 ) -> None:
-    """Write both halves into `output`.
+    """Write both halves into `output`, (N, Cr + Cc, H, W).
 
-    Args:
-        problem: of the other arguments, which are those of the op.
-        output: (N, Cr + Cc, H, W), channels_last or a slice of the channels of such a tensor.
-        first_image: images before it are left alone.
+    `output` is channels_last or a slice of the channels of such a tensor; `problem` is that of the
+    other tensors, which are the op's. Images before `first_image` are left alone.
     """
     from .triton_kernel import split_conv2d_kernel
 

@@ -35,6 +35,35 @@ from fused_inception.ops.common.triton_conv import (
 )
 
 
+@triton.jit
+def _centre_product(
+    acc_row,
+    acc_col,
+    pixels,
+    valid,
+    filter_rows,  # pointers (BLOCK_F,): the centre tap of the filters of each half
+    mask_row,
+    filter_cols,
+    mask_col,
+    begin,  # channels of this sum
+    end,
+    channels,
+    EVEN_K: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    TF32: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Both accumulators plus the products of one tile of pixels with both centre taps."""
+    for k0 in range(begin, end, BLOCK_K):
+        k = k0 + tl.arange(0, BLOCK_K)
+        a = load_pixels(pixels, valid, 0, k, channels, EVEN_K)
+        b_row = load_weights(filter_rows, mask_row, 0, k, channels, EVEN_K)
+        b_col = load_weights(filter_cols, mask_col, 0, k, channels, EVEN_K)
+        acc_row = multiply_add(a, b_row, acc_row, TF32, UPCAST)
+        acc_col = multiply_add(a, b_col, acc_col, TF32, UPCAST)
+    return acc_row, acc_col
+
+
 @triton.jit(
     do_not_specialize=["num_rows", "first_image"],
     do_not_specialize_on_alignment=["bias_row_ptr", "bias_col_ptr"],
@@ -92,35 +121,39 @@ def split_conv2d_kernel(
     # The centre tap, of both halves.
     acc_row = tl.zeros((BLOCK_P, BLOCK_F), dtype=tl.float32)
     acc_col = tl.zeros((BLOCK_P, BLOCK_F), dtype=tl.float32)
-    CHAIN: tl.constexpr = SUM_LENGTH if IEEE else 2**30
-    for k0 in range(0, channels, CHAIN):
-        partial_row = tl.zeros((BLOCK_P, BLOCK_F), dtype=tl.float32)
-        partial_col = tl.zeros((BLOCK_P, BLOCK_F), dtype=tl.float32)
-        for k1 in range(k0, tl.minimum(k0 + CHAIN, channels), BLOCK_K):
-            k = k1 + tl.arange(0, BLOCK_K)
-            a = load_pixels(pixels, valid, 0, k, channels, EVEN_K)
-            b_row = load_weights(rows, mask_row, CENTRE_ROW * channels, k, channels, EVEN_K)
-            partial_row = multiply_add(a, b_row, partial_row, TF32, UPCAST)
-            b_col = load_weights(cols, mask_col, CENTRE_COL * channels, k, channels, EVEN_K)
-            partial_col = multiply_add(a, b_col, partial_col, TF32, UPCAST)
-        acc_row += partial_row
-        acc_col += partial_col
+    centre_rows = rows + CENTRE_ROW * channels
+    centre_cols = cols + CENTRE_COL * channels
+    if IEEE:
+        for k0 in range(0, channels, SUM_LENGTH):
+            partial_row, partial_col = _centre_product(
+                tl.zeros((BLOCK_P, BLOCK_F), dtype=tl.float32),
+                tl.zeros((BLOCK_P, BLOCK_F), dtype=tl.float32),
+                pixels, valid, centre_rows, mask_row, centre_cols, mask_col,
+                k0, tl.minimum(k0 + SUM_LENGTH, channels), channels, EVEN_K, BLOCK_K, TF32, UPCAST,
+            )  # fmt: skip
+            acc_row += partial_row
+            acc_col += partial_col
+    else:
+        acc_row, acc_col = _centre_product(
+            acc_row, acc_col, pixels, valid, centre_rows, mask_row, centre_cols, mask_col,
+            0, channels, channels, EVEN_K, BLOCK_K, TF32, UPCAST,
+        )  # fmt: skip
 
     # The other taps, each of its own half.
     if TAPS_ROW > 1:
         if f0 < c_row:
             acc_row = conv_product(
-                acc_row, pixels - tl.cast(CENTRE_ROW, tl.int64) * stride_xw, h, w - CENTRE_ROW, valid,
-                height, width, stride_xh, stride_xw, rows, mask_row, channels,
-                1, TAPS_ROW, CENTRE_ROW, False, True,
+                acc_row, pixels - tl.cast(CENTRE_ROW, tl.int64) * stride_xw,
+                h, w - CENTRE_ROW, valid, height, width, stride_xh, stride_xw, rows, mask_row,
+                channels, 1, TAPS_ROW, CENTRE_ROW, False, True,
                 EVEN_K, BLOCK_P, BLOCK_F, BLOCK_K, TF32, UPCAST,
             )  # fmt: skip
     if TAPS_COL > 1:
         if f0 < c_col:
             acc_col = conv_product(
-                acc_col, pixels - tl.cast(CENTRE_COL, tl.int64) * stride_xh, h - CENTRE_COL, w, valid,
-                height, width, stride_xh, stride_xw, cols, mask_col, channels,
-                TAPS_COL, 1, CENTRE_COL, True, False,
+                acc_col, pixels - tl.cast(CENTRE_COL, tl.int64) * stride_xh,
+                h - CENTRE_COL, w, valid, height, width, stride_xh, stride_xw, cols, mask_col,
+                channels, TAPS_COL, 1, CENTRE_COL, True, False,
                 EVEN_K, BLOCK_P, BLOCK_F, BLOCK_K, TF32, UPCAST,
             )  # fmt: skip
 
