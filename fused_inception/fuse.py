@@ -505,9 +505,10 @@ def fuse(
     Each module that looks like a known block is verified against it, operation by operation; what
     is not known stays as it is, and `report` says why. The kinds are the blocks of Inception V3,
     `inception_a` (Mixed_5b to 5d), `inception_b` (Mixed_6a), `inception_c` (Mixed_6b to 6e),
-    `inception_d` (Mixed_7a) and `inception_e` (Mixed_7b and 7c), and outside of these `conv2d_act`:
-    a unit of one convolution and, behind it, BatchNorm, ReLU or both. A module is taken for a unit
-    if it contains one Conv2d, at least one BatchNorm or ReLU, and nothing else. Where a module has
+    `inception_d` (Mixed_7a), `inception_e` (Mixed_7b and 7c) and `inception_e_max_pool` (the last
+    block of the Fréchet Inception Distance's network), and outside of these `conv2d_act`: a unit of
+    one convolution and, behind it, BatchNorm, ReLU or both. A module is taken for a unit if it
+    contains one Conv2d, at least one BatchNorm or ReLU, and nothing else. Where a module has
     such a block among its children, its nn.MaxPool2d, its nn.AdaptiveAvgPool2d to one pixel and its
     nn.Linear are replaced too (`max_pool2d`, `global_avg_pool2d`, `linear`), so that on a GPU
     nothing between an image and its logits depends on the batch around it.
@@ -515,10 +516,10 @@ def fuse(
     Args:
         model: any module, on any device, in any floating-point dtype.
         inplace: whether to change `model` itself; default: a deep copy.
-        filter_fn: called with the qualified name of a block or unit and the module; False leaves it
-            alone, and everything inside it. A module that is registered under several names is
-            replaced if all of them pass. Units are asked for only where no block around them was
-            excluded or understood. Default: everything.
+        filter_fn: called with the qualified name of a block, unit or layer and the module; False
+            leaves it alone, and everything inside it. A module that is registered under several
+            names is replaced if all of them pass. Units are asked for only where no block around
+            them was excluded or understood. Default: everything.
         strict: whether to raise, before changing anything, when a block or unit is not understood.
 
     Returns:
@@ -651,7 +652,7 @@ class _Candidate:
 # or every image alone. Their auxiliary head runs in training only.
 _KNOWN_NETWORKS = {
     ("fused_inception.models.inception_v3", "InceptionV3"),
-    ("torchvision.models.inception", "InceptionV3"),
+    ("torchvision.models.inception", "Inception3"),
 }
 _AUXILIARY = "AuxLogits"
 # Layers whose result for one image has nothing to do with the batch, in evaluation mode.

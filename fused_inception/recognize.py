@@ -167,6 +167,7 @@ def _halving(role: str, source: Pattern) -> Pattern:
 
 
 _AVG_POOL_3 = PoolPattern("avg", window=3, stride=1, padding=1, source=INPUT)
+_MAX_POOL_3 = PoolPattern("max", window=3, stride=1, padding=1, source=INPUT)
 _MAX_POOL_3_2 = PoolPattern("max", window=3, stride=2, padding=0, source=INPUT)
 
 
@@ -228,7 +229,7 @@ def _inception_d() -> KnownBlock:
     return KnownBlock("inception_d", CatPattern(branches), frozenset(names))
 
 
-def _inception_e() -> KnownBlock:
+def _inception_e(kind: str, pool: Pattern) -> KnownBlock:
     split = _chain(("split_reduce", _POINT))
     double = _chain(("double_reduce", _POINT), ("double_mid", _SQUARE))
     branches = (
@@ -237,7 +238,7 @@ def _inception_e() -> KnownBlock:
         _chain(("split_col", _COL), source=split),
         _chain(("double_row", _ROW), source=double),
         _chain(("double_col", _COL), source=double),
-        _chain(("pool_project", _POINT), source=_AVG_POOL_3),
+        _chain(("pool_project", _POINT), source=pool),
     )
     names = [
         "branch1x1",
@@ -245,7 +246,7 @@ def _inception_e() -> KnownBlock:
         *(f"branch3x3dbl_{step}" for step in ("1", "2", "3a", "3b")),
         "branch_pool",
     ]
-    return KnownBlock("inception_e", CatPattern(branches), frozenset(names))
+    return KnownBlock(kind, CatPattern(branches), frozenset(names))
 
 
 KNOWN_BLOCKS: tuple[KnownBlock, ...] = (
@@ -253,7 +254,9 @@ KNOWN_BLOCKS: tuple[KnownBlock, ...] = (
     _inception_b(),
     _inception_c(),
     _inception_d(),
-    _inception_e(),
+    _inception_e("inception_e", _AVG_POOL_3),
+    # As the network of the Fréchet Inception Distance ends.
+    _inception_e("inception_e_max_pool", _MAX_POOL_3),
 )
 
 # Not found by names or filters, but by what there is in it: see `find_units`.

@@ -19,7 +19,8 @@ from fused_inception.blocks.inception_c import inception_c
 from fused_inception.blocks.inception_d import PLAN as PLAN_D
 from fused_inception.blocks.inception_d import inception_d
 from fused_inception.blocks.inception_e import PLAN as PLAN_E
-from fused_inception.blocks.inception_e import inception_e
+from fused_inception.blocks.inception_e import PLAN_MAX_POOL as PLAN_E_MAX_POOL
+from fused_inception.blocks.inception_e import inception_e, inception_e_max_pool
 from fused_inception.blocks.launch import launches
 from fused_inception.blocks.layers import global_avg_pool, linear, max_pool
 from fused_inception.blocks.plan import BlockWeights, ConvWeights, Plan
@@ -36,6 +37,7 @@ __all__ = [
     "inception_c",
     "inception_d",
     "inception_e",
+    "inception_e_max_pool",
     "linear",
     "max_pool",
 ]
@@ -84,6 +86,7 @@ FUSED_BLOCKS: dict[str, FusedBlockSpec] = {
     "inception_c": _block(PLAN_C, inception_c),
     "inception_d": _block(PLAN_D, inception_d),
     "inception_e": _block(PLAN_E, inception_e),
+    "inception_e_max_pool": _block(PLAN_E_MAX_POOL, inception_e_max_pool),
     "conv2d_act": _single(conv_unit, "conv"),
     "max_pool2d": _single(max_pool),
     "global_avg_pool2d": _single(global_avg_pool),

@@ -84,9 +84,9 @@ class _Run:
             self.conv_into(x, step.col, place[:, filters:])
         elif isinstance(step, Reduction):
             self.conv_into(x, step.role, self.slices[step.role], halves=True)
-            self.max_pool(x, step.pool)
+            self.max_pool(x, step.pool, halves=True)
         elif isinstance(step, MaxPool):
-            self.max_pool(x, step.target)
+            self.max_pool(x, step.target, halves=step.halves)
         else:
             assert isinstance(step, AveragePool)
             bias, place = self.biases[step.source], self.slices[step.target]
@@ -105,9 +105,13 @@ class _Run:
             else:
                 self.rectify(part, role)
 
-    def max_pool(self, x: Tensor, name: str) -> None:
-        window = (POOL_WINDOW, POOL_WINDOW)
-        self.slices[name].copy_(max_pool2d(x, window, (2, 2), (0, 0)))
+    def max_pool(self, x: Tensor, name: str, *, halves: bool) -> None:
+        stride, padding = ((2, 2), (0, 0)) if halves else ((1, 1), (1, 1))
+        pooled = max_pool2d(x, (POOL_WINDOW, POOL_WINDOW), stride, padding)
+        if name in self.slices:
+            self.slices[name].copy_(pooled)
+        else:
+            self.maps[name] = pooled
 
 
 def run(

@@ -11,12 +11,15 @@ section 3.2: four branches on one input, concatenated in this order:
 The four 1×1s on the input run as one product, the last of them in front of the pool instead of
 behind it; the one-dimensional convolutions that stand side by side run as one too. ReLU stands
 behind every convolution.
+
+The network of the Fréchet Inception Distance ends with a variant: a max pool instead of the average
+pool. That is not linear, so it stays in front of its 1×1, which is then no sibling of the others.
 """
 
 from torch import Tensor
 
 from fused_inception.blocks.op import BlockOp
-from fused_inception.blocks.plan import INPUT, AveragePool, BlockWeights, Conv, Plan, Split
+from fused_inception.blocks.plan import INPUT, AveragePool, BlockWeights, Conv, MaxPool, Plan, Split
 
 PLAN = Plan(
     "inception_e",
@@ -29,7 +32,18 @@ PLAN = Plan(
     ),
     parts=("direct", "split", "double", "pool"),
 )
+PLAN_MAX_POOL = Plan(
+    "inception_e_max_pool",
+    steps=(
+        Conv(INPUT, ("direct", "split_reduce", "double_reduce")),
+        MaxPool(INPUT, "pool", halves=False),
+        Conv("pool", ("pool_project",)),
+        *PLAN.steps[2:],
+    ),
+    parts=("direct", "split", "double", "pool_project"),
+)
 _op = BlockOp(PLAN)
+_op_max_pool = BlockOp(PLAN_MAX_POOL)
 
 
 def inception_e(
@@ -73,3 +87,28 @@ def inception_e(
         pool and behind the 1×1. Differentiable; then it runs as single ops.
     """
     return _op(input, weights, backend, count_include_pad)
+
+
+def inception_e_max_pool(input: Tensor, weights: BlockWeights, *, backend: str = "auto") -> Tensor:
+    """Runs the 8×8 Inception block with a max pool on folded weights.
+
+    Equivalent to: `inception_e`, with `F.max_pool2d(input, 3, 1, 1)` for the average pool.
+
+    Args:
+        input: `(N, C, H, W)`, any strides; channels_last costs no copy.
+        weights: `PLAN_MAX_POOL.pack(w)` of the folded convolutions `w`, as in `inception_e`.
+        backend: as in `split_conv2d`. Default "auto".
+
+    Returns:
+        `(N, K, H, W)` in channels_last, K the sum of the branches' filters.
+
+    Raises:
+        TypeError: dtypes that differ.
+        ValueError: shapes that do not fit each other, or an option.
+        RuntimeError: `backend` was named and cannot run here.
+
+    Note:
+        Precision and batch invariance are those of the ops. Differentiable; then it runs as single
+        ops.
+    """
+    return _op_max_pool(input, weights, backend)

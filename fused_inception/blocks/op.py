@@ -20,6 +20,7 @@ from torch import Tensor
 from fused_inception.blocks.launch import backends
 from fused_inception.blocks.plan import (
     INPUT,
+    POOL_WINDOW,
     AveragePool,
     BlockWeights,
     Conv,
@@ -158,10 +159,11 @@ def _differentiable(
             filters = [resolved.shapes[name][1] for name in step.maps]
             maps[step.role], maps[step.pool] = y.split(filters, 1)
         elif isinstance(step, MaxPool):
-            maps[step.target] = F.max_pool2d(x, 3, 2)
+            stride, padding = (2, 0) if step.halves else (1, 1)
+            maps[step.target] = F.max_pool2d(x, POOL_WINDOW, stride, padding)
         else:
             assert isinstance(step, AveragePool)
-            y = F.avg_pool2d(x, 3, 1, 1, count_include_pad=include_pad)
+            y = F.avg_pool2d(x, POOL_WINDOW, 1, 1, count_include_pad=include_pad)
             bias = cast("Tensor", biases[step.source])
             maps[step.target] = F.relu(y + bias.reshape(1, -1, 1, 1))
     return torch.cat([maps[part] for part in plan.parts], 1)

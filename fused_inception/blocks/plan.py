@@ -31,8 +31,7 @@ from fused_inception.ops.split_conv2d.op import Problem as SplitProblem
 
 INPUT = "input"
 SIBLINGS = "siblings"
-# Window of every pool in a block. The average pool has stride 1 and padding 1, the max pool stride
-# 2 and none.
+# Window of every pool in a block. With stride 1 it has a padding of 1, with stride 2 none.
 POOL_WINDOW = 3
 
 
@@ -130,10 +129,11 @@ class Reduction(NamedTuple):
 
 
 class MaxPool(NamedTuple):
-    """A halving 3×3 max pool."""
+    """A 3×3 max pool, halving or padded to keep the size."""
 
     source: str
     target: str
+    halves: bool = True
     weights: tuple[str, ...] = ()
 
     @property
@@ -417,7 +417,7 @@ class _Resolver:
         n, c, h, w = self.shapes[step.source]
         window = (POOL_WINDOW, POOL_WINDOW)
         stride, padding, out = (1, 1), (1, 1), (h, w)
-        if isinstance(step, MaxPool):
+        if isinstance(step, MaxPool) and step.halves:
             stride, padding, out = (2, 2), (0, 0), self.halved(step.source, POOL_WINDOW)
         self.shapes[step.target] = (n, c, *out)
         return PoolProblem(n, c, h, w, window, stride, padding, *out, self.dtype, self.device)
