@@ -655,18 +655,23 @@ _KNOWN_NETWORKS = {
     ("torchvision.models.inception", "Inception3"),
 }
 _AUXILIARY = "AuxLogits"
-# Layers whose result for one image has nothing to do with the batch, in evaluation mode.
-_BATCH_INVARIANT_LAYERS = (
-    nn.Identity,
-    nn.Dropout,
-    nn.Dropout2d,
-    nn.ReLU,
-    nn.BatchNorm2d,
-    nn.MaxPool2d,
-    nn.Flatten,
-    nn.Softmax,
+# The forwards of layers whose result for one image has nothing to do with the batch, in evaluation
+# mode, and of containers; the last is that of lists and dictionaries of modules, which have none.
+_BATCH_INVARIANT_FORWARDS = frozenset(
+    kind.forward
+    for kind in (
+        nn.Identity,
+        nn.Dropout,
+        nn.Dropout2d,
+        nn.ReLU,
+        nn.BatchNorm2d,
+        nn.MaxPool2d,
+        nn.Flatten,
+        nn.Softmax,
+        nn.Sequential,
+        nn.Module,
+    )
 )
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def _is_known_network(module: nn.Module) -> bool:
@@ -694,7 +699,7 @@ def _batch_dependent(model: nn.Module, in_training: set[nn.Module]) -> list[tupl
             weight = next(module.parameters(), of_model)
             if module._match.kind != "max_pool2d" and weight is not None:
                 reason = batch_invariance_refusal(weight.dtype, weight.device)
-        elif not isinstance(module, (*_BATCH_INVARIANT_LAYERS, *_CONTAINERS)):
+        elif "forward" in vars(module) or type(module).forward not in _BATCH_INVARIANT_FORWARDS:
             if type(module).__module__.startswith("torch.nn."):
                 reason = "is PyTorch's own kernel, which may choose its order of summation by batch"
             elif not _is_known_network(module):
