@@ -193,7 +193,12 @@ class Plan:
         """The weights as the op takes them, from those of every role.
 
         New tensors where convolutions are merged, the given ones elsewhere.
+
+        Raises:
+            ValueError: one does not take what the one in front of it gives. The op itself sees
+                merged filters and cannot tell where one convolution ends.
         """
+        self._check_channels(convs)
         weights: list[Tensor] = []
         biases: list[Tensor | None] = []
         for step in self.steps:
@@ -209,18 +214,40 @@ class Plan:
             biases.append(weight.new_zeros(weight.shape[0]) if bias is None else bias)
         return BlockWeights(tuple(weights), tuple(biases))
 
+    def _check_channels(self, convs: Mapping[str, ConvWeights]) -> None:
+        links = []
+        for step in self.steps:
+            if isinstance(step, Pair):
+                links += [(step.source, step.first), (step.first, step.second)]
+            else:
+                links += [(step.source, name) for name in step.weights]
+        for source, reader in links:
+            if source not in convs or reader not in convs:
+                continue
+            have, takes = convs[source].weight.shape[0], convs[reader].weight.shape[1]
+            if have != takes:
+                raise ValueError(
+                    f"{self.kind}: {reader} must take the {have} channels of {source}, got {takes}"
+                )
+        for first, *others in (step.roles for step in self.steps if isinstance(step, Conv)):
+            for role in others:
+                size, wanted = convs[role].weight.shape[1:], convs[first].weight.shape[1:]
+                if size != wanted:
+                    raise ValueError(
+                        f"{self.kind}: {role} must have filters of {tuple(wanted)} as {first}, "
+                        f"got {tuple(size)}"
+                    )
+
     def _merge(self, convs: Sequence[tuple[str, ConvWeights]]) -> tuple[Tensor, Tensor | None]:
         first = convs[0][1].weight
-        filters = [conv.weight.shape[0] for _, conv in convs]
-        weight = empty_channels_last((sum(filters), *first.shape[1:]), first)
-        for part, (_, conv) in zip(weight.split(filters), convs, strict=True):
-            part.copy_(conv.weight)
+        merged = torch.cat([conv.weight for _, conv in convs])
+        weight = empty_channels_last((*merged.shape,), first).copy_(merged)
         biases = [None if role in self.raw else conv.bias for role, conv in convs]
         if all(bias is None for bias in biases):
             return weight, None
         shifts = [
-            first.new_zeros(count) if bias is None else bias
-            for count, bias in zip(filters, biases, strict=True)
+            first.new_zeros(conv.weight.shape[0]) if bias is None else bias
+            for (_, conv), bias in zip(convs, biases, strict=True)
         ]
         return weight, torch.cat(shifts)
 
