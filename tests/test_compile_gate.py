@@ -63,11 +63,16 @@ def test_the_gate_sees_a_spill():
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16", "float32_ieee"])
 def test_pools_move_16_bytes_at_a_time(precision: str):
-    for case in CASES:
-        if case.variant.op == "pool2d" and case.even and case.precision == precision:
-            if case.device_class == "sm_90":
-                ptx = compile_gate.compile_case(case).asm["ptx"]
-                assert re.search(r"ld\.global\S*\.v4\.b32", ptx), str(case)
+    pools = [
+        case
+        for case in CASES
+        if case.variant.op == "pool2d"
+        and (case.even, case.precision, case.device_class) == (True, precision, "sm_90")
+    ]
+    assert len(pools) == 5
+    for case in pools:
+        ptx = compile_gate.compile_case(case).asm["ptx"]
+        assert re.search(r"ld\.global\S*\.v4\.b32", ptx), str(case)
 
 
 def test_the_gate_sees_a_missing_matrix_instruction():
