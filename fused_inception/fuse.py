@@ -468,20 +468,26 @@ class FusionReport:
         width = max((len(name) for name, _ in rows), default=0)
         lines = [f"{name:<{width}}  {text}" for name, text in rows]
         lines.append(f"{len(self.replaced)} fused, {len(self.skipped)} skipped")
+        return "\n".join([*lines, *self.summary()])
+
+    def summary(self) -> list[str]:
+        """Launches of a forward and batch invariance, in lines of text."""
+        if not self.replaced:
+            return []
+        lines = []
         if self.launches:
-            lines.append(f"a forward{_count(self.launches_per_forward)} on a GPU, beside what is")
-            lines[-1] += " not fused"
+            count = _count(self.launches_per_forward)
+            lines.append(f"a forward{count} on a GPU, beside what is not fused")
         if self.batch_invariant:
-            lines.append("batch-invariant")
-        elif self.replaced:
-            lines.append("not batch-invariant:")
-            by_reason: dict[str, list[str]] = {}
-            for name, reason in self.batch_dependent:
-                by_reason.setdefault(reason, []).append(name or _ITSELF)
-            for reason, names in by_reason.items():
-                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-                lines.append(f"  {names[0]}{more}: {reason}")
-        return "\n".join(lines)
+            return [*lines, "batch-invariant"]
+        lines.append("not batch-invariant:")
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.batch_dependent:
+            by_reason.setdefault(reason, []).append(name or _ITSELF)
+        for reason, names in by_reason.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            lines.append(f"  {names[0]}{more}: {reason}")
+        return lines
 
 
 _ITSELF = "(the model itself)"

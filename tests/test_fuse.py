@@ -3077,6 +3077,25 @@ def test_whole_network(size, whole_network, fused_calls):
 
 
 @torch.no_grad()
+def test_whole_network_compiles_once_and_exports(whole_network, fresh_compiler):
+    fused = fuse(whole_network)
+    torch.manual_seed(1)
+    x = torch.randn(2, 3, 75, 75)
+    want = fused(x)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(fused, backend=counter, fullgraph=True)
+    for _ in range(3):
+        assert torch.equal(compiled(x), want)
+    assert counter.frame_count == 1
+    program = torch.export.export(fused, (x,))
+    assert torch.equal(program.module()(x), want)
+    names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    ours = [name for name in names if name.startswith("fused_inception.")]
+    kinds = [kind for name, kind in REPLACED if "Aux" not in name]
+    assert ours == [f"fused_inception.{kind}.default" for kind in kinds]
+
+
+@torch.no_grad()
 def test_whole_network_with_statistics_that_fit_it(whole_network):
     # Normalizing by the statistics of its own activations makes a network of random weights so
     # sensitive that float32 keeps only four digits of the last block, fused or not.
