@@ -27,14 +27,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from fused_inception.blocks import FUSED_BLOCKS, ConvWeights
+from fused_inception.blocks import FUSED_BLOCKS, BlockWeights, ConvWeights
 from fused_inception.folding import fold_batch_norm, type_name
+from fused_inception.ops.common.dispatch import batch_invariance_refusal
 from fused_inception.recognize import (
-    CONV_UNIT,
+    KNOWN_BLOCKS,
     BlockMatch,
     NotRecognizedError,
     StandIn,
+    UnitMatch,
     find_blocks,
+    find_layers,
     find_units,
     global_hooks_installed,
     hook_refusal,
@@ -45,10 +48,20 @@ __all__ = ["FusedBlock", "FusionReport", "fuse", "refresh", "report"]
 
 # What torch.nn.Module keeps in every instance.
 _MODULE_STATE = frozenset(vars(nn.Module()))
+_BLOCK_KINDS = frozenset(known.kind for known in KNOWN_BLOCKS)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _FOLDED = "folded_"
 # On a candidate that filter_fn excluded, so that `report` can say so, also of a copy.
 _EXCLUDED = "_fused_inception_excluded"
+
+
+def _weight_buffer(name: str) -> str:
+    return f"{_FOLDED}{name}_weight"
+
+
+def _bias_buffer(name: str) -> str:
+    return f"{_FOLDED}{name}_bias"
+
 
 # Rebuilding writes into buffers that other threads may be about to rebuild as well.
 _rebuild_lock = threading.RLock()
@@ -204,14 +217,11 @@ class FusedBlock(StandIn):
     def _run(self, input: Tensor) -> Tensor:
         spec = FUSED_BLOCKS[self._match.kind]
         buffers = self._buffers
-        convs = {
-            unit.role: ConvWeights(
-                cast("Tensor", buffers[f"{_FOLDED}{unit.role}_weight"]),
-                buffers[f"{_FOLDED}{unit.role}_bias"],
-            )
-            for unit in self._match.units
-        }
-        return spec.forward(input, spec.weights(**convs), **self._match.options)
+        weights = BlockWeights(
+            tuple([cast("Tensor", buffers[_weight_buffer(name)]) for name in spec.weight_names]),
+            tuple([buffers[_bias_buffer(name)] for name in spec.bias_names]),
+        )
+        return spec.forward(input, weights, **self._match.options)
 
     def _can_fuse(self, input: Any) -> bool:
         if torch.compiler.is_compiling():
@@ -224,7 +234,7 @@ class FusedBlock(StandIn):
             or type(self) not in _FUSED_CLASSES
             or "_is_replica" in vars(self)
             or type(input) not in (Tensor, nn.Parameter)
-            or input.dim() != 4
+            or input.dim() != FUSED_BLOCKS[self._match.kind].input_dims
             or input.is_meta
             or torch.jit.is_tracing()
             or global_hooks_installed()
@@ -248,7 +258,8 @@ class FusedBlock(StandIn):
 
     def _can_fuse_compiled(self, input: Tensor) -> bool:
         # A subset of the above that Dynamo can trace: no addresses, no versions, no warnings.
-        if self._reason is not None or self.training or input.dim() != 4:
+        dims = FUSED_BLOCKS[self._match.kind].input_dims
+        if self._reason is not None or self.training or input.dim() != dims:
             return False
         for module in self.modules():
             if module.training or hasattr(module, "_is_fsdp_managed_module"):
@@ -274,10 +285,9 @@ class FusedBlock(StandIn):
             try:
                 if not recognized:
                     self._match = _recognize_alone(self._original)
+                self._fold()
             except NotRecognizedError as error:
                 reason = str(error)
-            else:
-                self._fold()
             self._reason = reason
             self._snapshot = snapshot
         return snapshot
@@ -294,14 +304,23 @@ class FusedBlock(StandIn):
     def _fold(self) -> None:
         # Ordinary tensors also where the model runs in inference mode: such can be written later.
         with torch.inference_mode(False), torch.no_grad():
-            for unit in self._match.units:
-                conv = cast("nn.Conv2d", self._original.get_submodule(unit.conv))
-                bn = None if unit.bn is None else self._original.get_submodule(unit.bn)
-                weight, bias = fold_batch_norm(
-                    conv.weight, conv.bias, cast("nn.BatchNorm2d | None", bn)
-                )
-                self._store(f"{_FOLDED}{unit.role}_weight", weight)
-                self._store(f"{_FOLDED}{unit.role}_bias", bias)
+            spec = FUSED_BLOCKS[self._match.kind]
+            convs = {unit.role: self._folded(unit) for unit in self._match.units}
+            try:
+                packed = spec.pack(convs)
+            except ValueError as error:  # channels that do not fit: the block cannot run at all
+                raise NotRecognizedError(str(error)) from error
+            for name, weight in zip(spec.weight_names, packed.weights, strict=True):
+                self._store(_weight_buffer(name), weight)
+            for name, bias in zip(spec.bias_names, packed.biases, strict=True):
+                self._store(_bias_buffer(name), bias)
+
+    def _folded(self, unit: UnitMatch) -> ConvWeights:
+        conv = cast("nn.Conv2d | nn.Linear", self._original.get_submodule(unit.conv))
+        bn = None if unit.bn is None else self._original.get_submodule(unit.bn)
+        # A linear layer is a convolution of maps of one pixel.
+        weight = conv.weight[:, :, None, None] if conv.weight.dim() == 2 else conv.weight
+        return ConvWeights(*fold_batch_norm(weight, conv.bias, cast("nn.BatchNorm2d | None", bn)))
 
     def _store(self, name: str, value: Tensor | None) -> None:
         held = self._buffers.get(name)
@@ -415,22 +434,72 @@ class FusionReport:
     """What `fuse` has done to a model, or could do.
 
     Attributes:
-        replaced: (qualified name, kind) of the blocks and units that run fused.
+        replaced: (qualified name, kind) of the blocks, units and layers that run fused.
         skipped: (qualified name, reason) of those that do not.
+        launches: (qualified name, (fewest, most)) kernels that each of `replaced` launches in a
+            forward in evaluation mode on the "triton" backend; which of the numbers it is depends
+            on the shape. Without those that run in training only.
+        batch_dependent: (qualified name, reason) of what may make an image's result depend on the
+            images around it.
     """
 
     replaced: list[tuple[str, str]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    launches: list[tuple[str, tuple[int, int]]] = field(default_factory=list, compare=False)
+    batch_dependent: list[tuple[str, str]] = field(default_factory=list, compare=False)
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether an image's result is bitwise the same whatever else is in the batch."""
+        return bool(self.replaced) and not self.batch_dependent
+
+    @property
+    def launches_per_forward(self) -> tuple[int, int]:
+        """The fewest and the most launches of all of `replaced` together."""
+        counts = [count for _, count in self.launches]
+        return sum(low for low, _ in counts), sum(high for _, high in counts)
 
     def __str__(self) -> str:
         """An aligned table in plain text."""
-        rows = [(name, f"fused as {kind}") for name, kind in self.replaced]
+        launches = dict(self.launches)
+        rows = [
+            (name, f"fused as {kind}{_count(launches[name]) if name in launches else ''}")
+            for name, kind in self.replaced
+        ]
         rows += [(name, f"skipped: {reason}") for name, reason in self.skipped]
-        rows = [(name or "(the model itself)", text) for name, text in rows]
+        rows = [(name or _ITSELF, text) for name, text in rows]
         width = max((len(name) for name, _ in rows), default=0)
         lines = [f"{name:<{width}}  {text}" for name, text in rows]
-        counts = f"{len(self.replaced)} fused, {len(self.skipped)} skipped"
-        return "\n".join([*lines, counts])
+        lines.append(f"{len(self.replaced)} fused, {len(self.skipped)} skipped")
+        return "\n".join([*lines, *self.summary()])
+
+    def summary(self) -> list[str]:
+        """Launches of a forward and batch invariance, in lines of text."""
+        if not self.replaced:
+            return []
+        lines = []
+        if self.launches:
+            count = _count(self.launches_per_forward)
+            lines.append(f"a forward{count} on a GPU, beside what is not fused")
+        if self.batch_invariant:
+            return [*lines, "batch-invariant"]
+        lines.append("not batch-invariant:")
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.batch_dependent:
+            by_reason.setdefault(reason, []).append(name or _ITSELF)
+        for reason, names in by_reason.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            lines.append(f"  {names[0]}{more}: {reason}")
+        return lines
+
+
+_ITSELF = "(the model itself)"
+
+
+def _count(launches: tuple[int, int]) -> str:
+    low, high = launches
+    number = str(low) if low == high else f"{low} to {high}"
+    return f", {number} launch{'es' if high > 1 else ''}"
 
 
 def fuse(
@@ -443,20 +512,23 @@ def fuse(
     """Replaces the Inception blocks of a model, and elsewhere its convolutions, by fused ones.
 
     Each module that looks like a known block is verified against it, operation by operation; what
-    is not known stays as it is, and `report` says why. The kinds are the blocks of Inception V3
-    with factorized convolutions or with a grid reduction, `inception_b` (Mixed_6a), `inception_c`
-    (Mixed_6b to 6e), `inception_d` (Mixed_7a) and `inception_e` (Mixed_7b and 7c), and outside
-    of these `conv2d_act`: a unit of one convolution and, behind it, BatchNorm, ReLU or both. A
-    module is taken for a unit if it contains one Conv2d, at least one BatchNorm or ReLU, and
-    nothing else.
+    is not known stays as it is, and `report` says why. The kinds are the blocks of Inception V3,
+    `inception_a` (Mixed_5b to 5d), `inception_b` (Mixed_6a), `inception_c` (Mixed_6b to 6e),
+    `inception_d` (Mixed_7a), `inception_e` (Mixed_7b and 7c) and `inception_e_max_pool` (the last
+    block of the Fréchet Inception Distance's network), and outside of these `conv2d_act`: a unit of
+    one convolution and, behind it, BatchNorm, ReLU or both. A module is taken for a unit if it
+    contains one Conv2d, at least one BatchNorm or ReLU, and nothing else. Where a module has
+    such a block among its children, its nn.MaxPool2d, its nn.AdaptiveAvgPool2d to one pixel and its
+    nn.Linear are replaced too (`max_pool2d`, `global_avg_pool2d`, `linear`), so that on a GPU
+    nothing between an image and its logits depends on the batch around it.
 
     Args:
         model: any module, on any device, in any floating-point dtype.
         inplace: whether to change `model` itself; default: a deep copy.
-        filter_fn: called with the qualified name of a block or unit and the module; False leaves it
-            alone, and everything inside it. A module that is registered under several names is
-            replaced if all of them pass. Units are asked for only where no block around them was
-            excluded or understood. Default: everything.
+        filter_fn: called with the qualified name of a block, unit or layer and the module; False
+            leaves it alone, and everything inside it. A module that is registered under several
+            names is replaced if all of them pass. Units are asked for only where no block around
+            them was excluded or understood. Default: everything.
         strict: whether to raise, before changing anything, when a block or unit is not understood.
 
     Returns:
@@ -531,11 +603,14 @@ def report(model: nn.Module) -> FusionReport:
     """
     _check_module("report", model)
     found = FusionReport()
+    in_training = _training_only(model)
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, FusedBlock):
             match, reason = _verdict(module._original, _recognize_alone)
             if match is not None:
                 found.replaced.append((name, match.kind))
+                if module not in in_training:
+                    found.launches.append((name, FUSED_BLOCKS[match.kind].launches))
             else:
                 found.skipped.append((name, f"runs its original forward: {reason}"))
     for candidate in _survey(model, lambda module, names: _EXCLUDED in vars(module)):
@@ -543,6 +618,7 @@ def report(model: nn.Module) -> FusionReport:
         found.skipped += [(name, reason) for name in candidate.names]
     order = {name: i for i, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
     found.skipped.sort(key=lambda entry: order[entry[0]])
+    found.batch_dependent = _batch_dependent(model, in_training)
     return found
 
 
@@ -581,6 +657,67 @@ class _Candidate:
     excluded: bool = False
 
 
+# Their forwards call their children and, in evaluation, beside these only what treats every element
+# or every image alone. Their auxiliary head runs in training only.
+_KNOWN_NETWORKS = {
+    ("fused_inception.models.inception_v3", "InceptionV3"),
+    ("torchvision.models.inception", "Inception3"),
+}
+_AUXILIARY = "AuxLogits"
+# The forwards of layers whose result for one image has nothing to do with the batch, in evaluation
+# mode, and of containers; the last is that of lists and dictionaries of modules, which have none.
+_BATCH_INVARIANT_FORWARDS = frozenset(
+    kind.forward
+    for kind in (
+        nn.Identity,
+        nn.Dropout,
+        nn.Dropout2d,
+        nn.ReLU,
+        nn.BatchNorm2d,
+        nn.MaxPool2d,
+        nn.Flatten,
+        nn.Softmax,
+        nn.Sequential,
+        nn.Module,
+    )
+)
+
+
+def _is_known_network(module: nn.Module) -> bool:
+    return (type(module).__module__, type(module).__qualname__) in _KNOWN_NETWORKS
+
+
+def _training_only(model: nn.Module) -> set[nn.Module]:
+    heads = [
+        module._modules.get(_AUXILIARY) for module in model.modules() if _is_known_network(module)
+    ]
+    return {inner for head in heads if head is not None for inner in head.modules()}
+
+
+def _batch_dependent(model: nn.Module, in_training: set[nn.Module]) -> list[tuple[str, str]]:
+    # The device and dtype of layers without weights are those of the model.
+    of_model = next(model.parameters(), None)
+    found: list[tuple[str, str]] = []
+    settled: set[nn.Module] = set(in_training)
+    for name, module in model.named_modules():
+        if module in settled:
+            continue
+        reason = None
+        if isinstance(module, FusedBlock) and module._reason is None:
+            settled.update(module.modules())
+            weight = next(module.parameters(), of_model)
+            if module._match.kind != "max_pool2d" and weight is not None:
+                reason = batch_invariance_refusal(weight.dtype, weight.device)
+        elif "forward" in vars(module) or type(module).forward not in _BATCH_INVARIANT_FORWARDS:
+            if type(module).__module__.startswith("torch.nn."):
+                reason = "is PyTorch's own kernel, which may choose its order of summation by batch"
+            elif not _is_known_network(module):
+                reason = "its forward may call functions, which are not looked at"
+        if reason is not None:
+            found.append((name, reason))
+    return found
+
+
 def _survey(
     model: nn.Module, is_excluded: Callable[[nn.Module, list[str]], bool]
 ) -> list[_Candidate]:
@@ -589,7 +726,9 @@ def _survey(
     blocks = _judge(find_blocks(model, _is_fused_block), is_excluded)
     settled = {block.module for block in blocks if block.excluded or block.match is not None}
     units = find_units(model, lambda m: m in settled or isinstance(m, FusedBlock))
-    return blocks + _judge(units, is_excluded)
+    matched = {block.module for block in blocks if block.match is not None}
+    layers = find_layers(model, lambda m: m in matched or _is_fused_block(m))
+    return blocks + _judge(units, is_excluded) + _judge(layers, is_excluded)
 
 
 def _judge(
@@ -630,7 +769,7 @@ def _recognize_alone(block: nn.Module) -> BlockMatch:
 
 def _is_fused_block(module: nn.Module) -> bool:
     # Fused units are looked through: the block around them may be understood by now.
-    return isinstance(module, FusedBlock) and module._match.kind != CONV_UNIT.kind
+    return isinstance(module, FusedBlock) and module._match.kind in _BLOCK_KINDS
 
 
 def _release_units(block: nn.Module) -> None:

@@ -34,6 +34,7 @@ from fused_inception.folding import (
     describe_kernel,
     type_name,
 )
+from fused_inception.ops.common.checks import DTYPES
 
 __all__ = [
     "CONV_UNIT",
@@ -44,6 +45,7 @@ __all__ = [
     "StandIn",
     "UnitMatch",
     "find_blocks",
+    "find_layers",
     "find_units",
     "global_hooks_installed",
     "hook_refusal",
@@ -165,11 +167,28 @@ def _halving(role: str, source: Pattern) -> Pattern:
 
 
 _AVG_POOL_3 = PoolPattern("avg", window=3, stride=1, padding=1, source=INPUT)
+_MAX_POOL_3 = PoolPattern("max", window=3, stride=1, padding=1, source=INPUT)
 _MAX_POOL_3_2 = PoolPattern("max", window=3, stride=2, padding=0, source=INPUT)
 
 
 def _numbered(prefix: str, last: int) -> list[str]:
     return [f"{prefix}_{index}" for index in range(1, last + 1)]
+
+
+def _inception_a() -> KnownBlock:
+    branches = (
+        _chain(("direct", _POINT)),
+        _chain(("wide_reduce", _POINT), ("wide_last", (5, 5))),
+        _chain(("double_reduce", _POINT), ("double_mid", _SQUARE), ("double_last", _SQUARE)),
+        _chain(("pool_project", _POINT), source=_AVG_POOL_3),
+    )
+    names = [
+        "branch1x1",
+        *_numbered("branch5x5", 2),
+        *_numbered("branch3x3dbl", 3),
+        "branch_pool",
+    ]
+    return KnownBlock("inception_a", CatPattern(branches), frozenset(names))
 
 
 def _inception_b() -> KnownBlock:
@@ -212,7 +231,7 @@ def _inception_d() -> KnownBlock:
     return KnownBlock("inception_d", CatPattern(branches), frozenset(names))
 
 
-def _inception_e() -> KnownBlock:
+def _inception_e(kind: str, pool: Pattern) -> KnownBlock:
     split = _chain(("split_reduce", _POINT))
     double = _chain(("double_reduce", _POINT), ("double_mid", _SQUARE))
     branches = (
@@ -221,7 +240,7 @@ def _inception_e() -> KnownBlock:
         _chain(("split_col", _COL), source=split),
         _chain(("double_row", _ROW), source=double),
         _chain(("double_col", _COL), source=double),
-        _chain(("pool_project", _POINT), source=_AVG_POOL_3),
+        _chain(("pool_project", _POINT), source=pool),
     )
     names = [
         "branch1x1",
@@ -229,15 +248,18 @@ def _inception_e() -> KnownBlock:
         *(f"branch3x3dbl_{step}" for step in ("1", "2", "3a", "3b")),
         "branch_pool",
     ]
-    return KnownBlock("inception_e", CatPattern(branches), frozenset(names))
+    return KnownBlock(kind, CatPattern(branches), frozenset(names))
 
 
 KNOWN_BLOCKS: tuple[KnownBlock, ...] = (
+    _inception_a(),
     _inception_b(),
     _inception_c(_COL, _ROW),
     _inception_c(_ROW, _COL),
     _inception_d(),
-    _inception_e(),
+    _inception_e("inception_e", _AVG_POOL_3),
+    # As the network of the Fréchet Inception Distance ends.
+    _inception_e("inception_e_max_pool", _MAX_POOL_3),
 )
 
 # Not found by names or filters, but by what there is in it: see `find_units`.
@@ -324,6 +346,26 @@ def find_units(
     """
     found: list[tuple[str, nn.Module]] = []
     _visit_units(model, "", stop, found)
+    return found
+
+
+def find_layers(
+    model: nn.Module, is_block: Callable[[nn.Module], bool]
+) -> list[tuple[str, nn.Module]]:
+    """Lists the pools and linear layers that stand beside a block, under every name they have.
+
+    Args:
+        model: where to look.
+        is_block: says of a module that it is a block that runs fused, or will.
+
+    Returns:
+        (qualified name, module) in the order of `model.named_modules()`.
+    """
+    found = []
+    for name, parent in model.named_modules(remove_duplicate=False):
+        children = list(_children(parent, name))
+        if any(is_block(child) for _, child in children):
+            found += [pair for pair in children if _recognize_layer(pair[1]) is not None]
     return found
 
 
@@ -446,6 +488,8 @@ def global_hooks_installed() -> bool:
 def recognize(block: nn.Module) -> BlockMatch:
     """Verifies that a module computes, in evaluation mode, exactly what a known block computes.
 
+    A max pool, a global average pool and a linear layer of torch.nn are known too.
+
     Args:
         block: a candidate. It is read, never changed.
 
@@ -455,6 +499,10 @@ def recognize(block: nn.Module) -> BlockMatch:
     Raises:
         NotRecognizedError: with the reason.
     """
+    layer = _recognize_layer(block)
+    if layer is not None:
+        _check_modules(block)
+        return layer
     filters = _conv_filters(block)
     likely = list(_blocks_like(block, filters))
     if filters.total() == 1:
@@ -470,6 +518,25 @@ def recognize(block: nn.Module) -> BlockMatch:
         except NotRecognizedError as error:
             reasons.append(str(error))
     raise NotRecognizedError(reasons[0])
+
+
+def _recognize_layer(module: nn.Module) -> BlockMatch | None:
+    # None for other modules, and for those with options or parameters of another kind.
+    if type(module) is nn.MaxPool2d:
+        window, padding = _pair(module.kernel_size), _pair(module.padding)
+        plain = _pair(module.dilation) == (1, 1) and not module.ceil_mode
+        if not plain or module.return_indices:
+            return None
+        options = {"kernel": window, "stride": _pair(module.stride or window), "padding": padding}
+        return BlockMatch("max_pool2d", (), options)
+    if type(module) is nn.AdaptiveAvgPool2d:
+        one = all(size == 1 for size in _flat(module.output_size))
+        return BlockMatch("global_avg_pool2d", (), {}) if one else None
+    if type(module) is nn.Linear:
+        plain = all(type(p) is nn.Parameter and p.dtype in DTYPES for p in module.parameters())
+        units = (UnitMatch("linear", "", None),)
+        return BlockMatch("linear", units, {}) if plain and module.weight.numel() else None
+    return None
 
 
 def _conv_filters(module: nn.Module) -> Counter[str]:

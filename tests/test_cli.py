@@ -50,14 +50,19 @@ ONCE = ["--device", "cpu", "--repeats", "1", "--batch-size", "1"]
 SMALL = [*ONCE, "--image-size", "75"]
 NUM_CLASSES = 7
 FUSED_BLOCKS = {
+    "maxpool1": "max_pool2d",
+    "maxpool2": "max_pool2d",
+    **{f"Mixed_5{block}": "inception_a" for block in "bcd"},
     "Mixed_6a": "inception_b",
     **{f"Mixed_6{block}": "inception_c" for block in "bcde"},
     "Mixed_7a": "inception_d",
     "Mixed_7b": "inception_e",
     "Mixed_7c": "inception_e",
+    "avgpool": "global_avg_pool2d",
+    "fc": "linear",
 }
-# Beside the blocks the stem's five convolutions, and seven in each of three Mixed_5x.
-FUSED = len(FUSED_BLOCKS) + 5 + 3 * 7
+# Beside the blocks and layers the stem's five convolutions.
+FUSED = len(FUSED_BLOCKS) + 5
 
 
 @pytest.fixture(autouse=True)
@@ -198,7 +203,10 @@ def test_tables_name_everything(cli):
         "Mixed_6e",
         f" {FUSED} fused, 0 left alone",
         "inception_e",
-        "Mixed_5b.branch3x3dbl_2",
+        "Conv2d_4a_3x3",
+        "a forward, 63 to 76 launches on a GPU",
+        "not batch-invariant:",
+        "times the memory",
         "max relative",
         "same order for 4 of 4 images",
         "astronaut.png",
@@ -240,6 +248,11 @@ def test_json_is_complete(cli_json):
     # The network without its auxiliary head has 23.8 million parameters.
     assert 95e6 < result["memory"]["unfused"]["weight_bytes"] < 96e6
     assert result["memory"]["fused"]["weight_bytes"] > result["memory"]["unfused"]["weight_bytes"]
+    used = [result["memory"][name]["activation_bytes"] for name in ("unfused", "fused")]
+    assert result["memory"]["activation_ratio"] == used[1] / used[0] < 1.1
+    assert result["fusion"]["launches_per_forward"] == [63, 76]
+    assert not result["fusion"]["batch_invariant"]
+    assert len(result["fusion"]["batch_dependent"]) == FUSED - 2
     medians = [result["timing"][name]["ms_median"] for name in ("unfused", "fused")]
     assert result["timing"]["speedup"] == pytest.approx(medians[0] / medians[1])
 

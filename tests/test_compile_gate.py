@@ -72,6 +72,20 @@ def test_the_gate_sees_a_spill():
     assert any("spills" in fault for fault in compile_gate.faults(huge, compile_gate.measure(huge)))
 
 
+@pytest.mark.parametrize("precision", ["float16", "bfloat16", "float32_ieee"])
+def test_pools_move_16_bytes_at_a_time(precision: str):
+    pools = [
+        case
+        for case in CASES
+        if case.variant.op == "pool2d"
+        and (case.even, case.precision, case.device_class) == (True, precision, "sm_90")
+    ]
+    assert len(pools) == 5
+    for case in pools:
+        ptx = compile_gate.compile_case(case).asm["ptx"]
+        assert re.search(r"ld\.global\S*\.v4\.b32", ptx), str(case)
+
+
 def test_the_gate_sees_a_missing_matrix_instruction():
     """float32_ieee has no tensor core: held against bfloat16's rule, its row must fail."""
     case = next(c for c in CASES if c.precision == "float32_ieee" and c.device_class == "sm_90")
@@ -130,6 +144,7 @@ def test_results_leave_in_whole_vectors(kernel: str):
 # The tables themselves.
 
 OPS = tuple(dict.fromkeys(variant.op for variant in compile_gate.VARIANTS))
+PRODUCTS = tuple(dict.fromkeys(v.op for v in compile_gate.VARIANTS if v.matrix))
 every_table = pytest.mark.parametrize(
     ("op", "name"), [(op, name) for op in OPS for name in compile_gate.CLASSES]
 )
@@ -143,7 +158,9 @@ def test_a_table_is_complete_and_says_where_it_comes_from(op: str, name: str):
     assert all(table.tiles.values())
 
 
-@every_table
+@pytest.mark.parametrize(
+    ("op", "name"), [(op, name) for op in PRODUCTS for name in compile_gate.CLASSES]
+)
 def test_tiles_of_one_precision_use_one_instruction_family(op: str, name: str):
     """On sm_90 a tile gets wgmma from 64 rows and 4 warps up; others would sum differently."""
     for precision, tiles in load_table(op, name).tiles.items():

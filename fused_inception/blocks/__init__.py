@@ -1,35 +1,45 @@
 """Fused Inception blocks: functions of an input and of weights with BatchNorm folded in.
 
 `FUSED_BLOCKS` is the table that `fuse` runs from. Its keys are the kinds that recognition finds; a
-block's convolutions are named by the fields of `weights`.
+block's convolutions are named by the roles of its plan.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 
-from fused_inception.blocks.common import ConvWeights
-from fused_inception.blocks.conv_unit import ConvUnitWeights, conv_unit
-from fused_inception.blocks.inception_b import InceptionBWeights, inception_b
-from fused_inception.blocks.inception_c import InceptionCWeights, inception_c
-from fused_inception.blocks.inception_d import InceptionDWeights, inception_d
-from fused_inception.blocks.inception_e import InceptionEWeights, inception_e
+from fused_inception.blocks.conv_unit import conv_unit
+from fused_inception.blocks.inception_a import PLAN as PLAN_A
+from fused_inception.blocks.inception_a import inception_a
+from fused_inception.blocks.inception_b import PLAN as PLAN_B
+from fused_inception.blocks.inception_b import inception_b
+from fused_inception.blocks.inception_c import PLAN as PLAN_C
+from fused_inception.blocks.inception_c import inception_c
+from fused_inception.blocks.inception_d import PLAN as PLAN_D
+from fused_inception.blocks.inception_d import inception_d
+from fused_inception.blocks.inception_e import PLAN as PLAN_E
+from fused_inception.blocks.inception_e import PLAN_MAX_POOL as PLAN_E_MAX_POOL
+from fused_inception.blocks.inception_e import inception_e, inception_e_max_pool
+from fused_inception.blocks.launch import launches
+from fused_inception.blocks.layers import global_avg_pool, linear, max_pool
+from fused_inception.blocks.plan import BlockWeights, ConvWeights, Plan
 
 __all__ = [
     "FUSED_BLOCKS",
-    "ConvUnitWeights",
+    "BlockWeights",
     "ConvWeights",
     "FusedBlockSpec",
-    "InceptionBWeights",
-    "InceptionCWeights",
-    "InceptionDWeights",
-    "InceptionEWeights",
     "conv_unit",
+    "global_avg_pool",
+    "inception_a",
     "inception_b",
     "inception_c",
     "inception_d",
     "inception_e",
+    "inception_e_max_pool",
+    "linear",
+    "max_pool",
 ]
 
 
@@ -37,18 +47,48 @@ class FusedBlockSpec(NamedTuple):
     """How a kind of block runs.
 
     Attributes:
-        weights: the named tuple of the block's `ConvWeights`.
+        roles: its convolutions.
+        weight_names, bias_names: of the tensors in its `BlockWeights`.
+        pack: makes these from the convolutions of all roles.
         forward: called as `forward(input, weights, **options)`.
+        launches: the fewest and the most kernels that a forward launches on "triton".
+        input_dims: of the tensors that it takes.
     """
 
-    weights: Callable[..., Any]
+    roles: tuple[str, ...]
+    weight_names: tuple[str, ...]
+    bias_names: tuple[str, ...]
+    pack: Callable[[Mapping[str, ConvWeights]], BlockWeights]
     forward: Callable[..., Tensor]
+    launches: tuple[int, int]
+    input_dims: int = 4
+
+
+def _block(plan: Plan, forward: Callable[..., Tensor]) -> FusedBlockSpec:
+    return FusedBlockSpec(
+        plan.roles, plan.weight_names, plan.bias_names, plan.pack, forward, launches(plan)
+    )
+
+
+def _single(forward: Callable[..., Tensor], *roles: str, input_dims: int = 4) -> FusedBlockSpec:
+    # One launch, on the weights as they are.
+    def pack(convs: Mapping[str, ConvWeights]) -> BlockWeights:
+        return BlockWeights(
+            tuple(convs[role].weight for role in roles), tuple(convs[role].bias for role in roles)
+        )
+
+    return FusedBlockSpec(roles, roles, roles, pack, forward, (1, 1), input_dims)
 
 
 FUSED_BLOCKS: dict[str, FusedBlockSpec] = {
-    "inception_b": FusedBlockSpec(InceptionBWeights, inception_b),
-    "inception_c": FusedBlockSpec(InceptionCWeights, inception_c),
-    "inception_d": FusedBlockSpec(InceptionDWeights, inception_d),
-    "inception_e": FusedBlockSpec(InceptionEWeights, inception_e),
-    "conv2d_act": FusedBlockSpec(ConvUnitWeights, conv_unit),
+    "inception_a": _block(PLAN_A, inception_a),
+    "inception_b": _block(PLAN_B, inception_b),
+    "inception_c": _block(PLAN_C, inception_c),
+    "inception_d": _block(PLAN_D, inception_d),
+    "inception_e": _block(PLAN_E, inception_e),
+    "inception_e_max_pool": _block(PLAN_E_MAX_POOL, inception_e_max_pool),
+    "conv2d_act": _single(conv_unit, "conv"),
+    "max_pool2d": _single(max_pool),
+    "global_avg_pool2d": _single(global_avg_pool),
+    "linear": _single(linear, "linear", input_dims=2),
 }

@@ -1,26 +1,16 @@
 """A convolution with its BatchNorm folded in and its ReLU, where no known block is around it."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from torch import Tensor
 
-from fused_inception.blocks.common import ConvWeights, conv
-
-
-class ConvUnitWeights(NamedTuple):
-    """The one convolution of a unit.
-
-    Attributes:
-        conv: R×S, any size.
-    """
-
-    conv: ConvWeights
+from fused_inception.blocks.plan import BlockWeights
+from fused_inception.ops.conv2d_act.op import conv2d_act
 
 
 def conv_unit(
     input: Tensor,
-    weights: ConvUnitWeights,
+    weights: BlockWeights,
     *,
     stride: int | Sequence[int] = 1,
     padding: int | Sequence[int] = 0,
@@ -31,11 +21,11 @@ def conv_unit(
 
     Equivalent to, with `act` ReLU or nothing:
 
-        act(F.conv2d(input, weights.conv.weight, weights.conv.bias, stride, padding))
+        act(F.conv2d(input, weight, bias, stride, padding))
 
     Args:
         input: `(N, C, H, W)`, any strides; channels_last costs no copy.
-        weights: the folded convolution, in the dtype of `input` unless under autocast.
+        weights: the folded convolution alone, in the dtype of `input` unless under autocast.
         stride: pixels, one integer or (rows, columns). Default 1.
         padding: pixels on each side, one integer or (rows, columns). Default 0.
         activation: "relu" or "none". Default "relu".
@@ -51,4 +41,7 @@ def conv_unit(
     Note:
         Precision and batch invariance are those of the op.
     """
-    return conv(input, weights.conv, backend, stride=stride, padding=padding, activation=activation)
+    (weight,), (bias,) = weights
+    return conv2d_act(
+        input, weight, bias, stride=stride, padding=padding, activation=activation, backend=backend
+    )

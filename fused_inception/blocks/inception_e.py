@@ -8,48 +8,47 @@ section 3.2: four branches on one input, concatenated in this order:
     double   1×1 → 3×3 → (1×n beside n×1)
     pool     average pool 3×3, stride 1 → 1×1
 
-The convolutions that stand side by side read the same tensor and run as one op. ReLU stands behind
-every convolution.
+The four 1×1s on the input run as one product, the last of them in front of the pool instead of
+behind it; the one-dimensional convolutions that stand side by side run as one too. ReLU stands
+behind every convolution.
+
+The network of the Fréchet Inception Distance ends with a variant: a max pool instead of the average
+pool. That is not linear, so it stays in front of its 1×1, which is then no sibling of the others.
 """
 
-from typing import NamedTuple
-
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fused_inception.blocks.common import ConvWeights, conv, conv_split
+from fused_inception.blocks.op import BlockOp
+from fused_inception.blocks.plan import INPUT, AveragePool, BlockWeights, Conv, MaxPool, Plan, Split
 
-
-class InceptionEWeights(NamedTuple):
-    """The nine convolutions of the block, each named by its branch and its place or filter.
-
-    Attributes:
-        direct: 1×1.
-        split_reduce: 1×1.
-        split_row: 1×n.
-        split_col: n×1, beside `split_row`.
-        double_reduce: 1×1.
-        double_mid: 3×3, padded.
-        double_row: 1×n.
-        double_col: n×1, beside `double_row`.
-        pool_project: 1×1, behind the average pool.
-    """
-
-    direct: ConvWeights
-    split_reduce: ConvWeights
-    split_row: ConvWeights
-    split_col: ConvWeights
-    double_reduce: ConvWeights
-    double_mid: ConvWeights
-    double_row: ConvWeights
-    double_col: ConvWeights
-    pool_project: ConvWeights
+PLAN = Plan(
+    "inception_e",
+    steps=(
+        Conv(INPUT, ("direct", "split_reduce", "double_reduce", "pool_project")),
+        AveragePool("pool_project", "pool"),
+        Split("split_reduce", "split_row", "split_col", "split"),
+        Conv("double_reduce", ("double_mid",)),
+        Split("double_mid", "double_row", "double_col", "double"),
+    ),
+    parts=("direct", "split", "double", "pool"),
+)
+PLAN_MAX_POOL = Plan(
+    "inception_e_max_pool",
+    steps=(
+        Conv(INPUT, ("direct", "split_reduce", "double_reduce")),
+        MaxPool(INPUT, "pool", halves=False),
+        Conv("pool", ("pool_project",)),
+        *PLAN.steps[2:],
+    ),
+    parts=("direct", "split", "double", "pool_project"),
+)
+_op = BlockOp(PLAN)
+_op_max_pool = BlockOp(PLAN_MAX_POOL)
 
 
 def inception_e(
     input: Tensor,
-    weights: InceptionEWeights,
+    weights: BlockWeights,
     *,
     count_include_pad: bool = True,
     backend: str = "auto",
@@ -58,17 +57,19 @@ def inception_e(
 
     Equivalent to, with `conv(x, w)` for `F.relu(F.conv2d(x, w.weight, w.bias, padding="same"))`:
 
-        direct = conv(input, weights.direct)
-        mid = conv(input, weights.split_reduce)
-        split = torch.cat([conv(mid, split_row), conv(mid, split_col)], 1)
-        mid = conv(conv(input, weights.double_reduce), weights.double_mid)
-        double = torch.cat([conv(mid, double_row), conv(mid, double_col)], 1)
-        pool = conv(F.avg_pool2d(input, 3, 1, 1, count_include_pad=...), pool_project)
+        direct = conv(input, w["direct"])
+        mid = conv(input, w["split_reduce"])
+        split = torch.cat([conv(mid, w["split_row"]), conv(mid, w["split_col"])], 1)
+        mid = conv(conv(input, w["double_reduce"]), w["double_mid"])
+        double = torch.cat([conv(mid, w["double_row"]), conv(mid, w["double_col"])], 1)
+        pool = conv(F.avg_pool2d(input, 3, 1, 1, count_include_pad=...), w["pool_project"])
         torch.cat([direct, split, double, pool], 1)
 
     Args:
         input: `(N, C, H, W)`, any strides; channels_last costs no copy.
-        weights: the folded convolutions, all in the dtype of `input` unless under autocast.
+        weights: `PLAN.pack(w)` of the folded convolutions `w`, all in the dtype of `input` unless
+            under autocast. `*_row` are 1×n and `*_col` n×1 with n odd, 1 to 31, `double_mid` R×S
+            with R and S odd, the others 1×1.
         count_include_pad: whether the average pool divides by 9 at the border too. Default True.
         backend: as in `split_conv2d`. Default "auto".
 
@@ -78,22 +79,36 @@ def inception_e(
     Raises:
         TypeError: dtypes that differ.
         ValueError: shapes that do not fit each other, or an option.
+        RuntimeError: `backend` was named and cannot run here.
 
     Note:
-        Precision and batch invariance are those of the ops.
+        Precision and batch invariance are those of the ops. In 16-bit dtypes the branch of the pool
+        is rounded behind its 1×1 and behind the pool, where the unfused one is rounded behind the
+        pool and behind the 1×1. Differentiable; then it runs as single ops.
     """
-    direct = conv(input, weights.direct, backend)
+    return _op(input, weights, backend, count_include_pad)
 
-    split = conv(input, weights.split_reduce, backend)
-    split = conv_split(split, weights.split_row, weights.split_col, backend)
 
-    double = conv(input, weights.double_reduce, backend)
-    double = conv(double, weights.double_mid, backend, padding=1)
-    double = conv_split(double, weights.double_row, weights.double_col, backend)
+def inception_e_max_pool(input: Tensor, weights: BlockWeights, *, backend: str = "auto") -> Tensor:
+    """Runs the 8×8 Inception block with a max pool on folded weights.
 
-    pool = F.avg_pool2d(
-        input, kernel_size=3, stride=1, padding=1, count_include_pad=count_include_pad
-    )
-    pool = conv(pool, weights.pool_project, backend)
+    Equivalent to: `inception_e`, with `F.max_pool2d(input, 3, 1, 1)` for the average pool.
 
-    return torch.cat([direct, split, double, pool], 1)
+    Args:
+        input: `(N, C, H, W)`, any strides; channels_last costs no copy.
+        weights: `PLAN_MAX_POOL.pack(w)` of the folded convolutions `w`, as in `inception_e`.
+        backend: as in `split_conv2d`. Default "auto".
+
+    Returns:
+        `(N, K, H, W)` in channels_last, K the sum of the branches' filters.
+
+    Raises:
+        TypeError: dtypes that differ.
+        ValueError: shapes that do not fit each other, or an option.
+        RuntimeError: `backend` was named and cannot run here.
+
+    Note:
+        Precision and batch invariance are those of the ops. Differentiable; then it runs as single
+        ops.
+    """
+    return _op_max_pool(input, weights, backend)

@@ -589,6 +589,8 @@ def _as_json(comparison: Comparison) -> dict[str, Any]:
         },
         "memory": {
             "measure": _MEMORY_MEASURE[torch.device(settings["device"]).type],
+            "activation_ratio": comparison.measurements["fused"].activation_bytes
+            / comparison.measurements["unfused"].activation_bytes,
             **{
                 name: {
                     "activation_bytes": measurement.activation_bytes,
@@ -601,6 +603,12 @@ def _as_json(comparison: Comparison) -> dict[str, Any]:
             "replaced": [{"name": name, "kind": kind} for name, kind in comparison.fusion.replaced],
             "skipped": [
                 {"name": name, "reason": reason} for name, reason in comparison.fusion.skipped
+            ],
+            "launches_per_forward": comparison.fusion.launches_per_forward,
+            "batch_invariant": comparison.fusion.batch_invariant,
+            "batch_dependent": [
+                {"name": name, "reason": reason}
+                for name, reason in comparison.fusion.batch_dependent
             ],
         },
     }
@@ -647,6 +655,9 @@ def _show_fusion(comparison: Comparison, console: Console) -> None:
         ("name", "fused as, or why not"),
         [*replaced, *((name, f"not fused: {reason}") for name, reason in skipped)],
     )
+    for line in comparison.fusion.summary():
+        console.print(line)
+    console.print()
 
 
 def _show_errors(comparison: Comparison, console: Console) -> None:
@@ -707,7 +718,8 @@ def _show_cost(comparison: Comparison, console: Console) -> None:
         f"The fused network has {unfused.median / fused.median:.2f} times the speed"
         + (", which is within the spread of the runs." if overlap else ".")
     )
-    console.print(f"Activations: {measure}.\n")
+    ratio = fused.activation_bytes / unfused.activation_bytes
+    console.print(f"Its activations take {ratio:.2f} times the memory: {measure}.\n")
 
 
 def _show_verdict(comparison: Comparison, console: Console) -> None:

@@ -275,6 +275,20 @@ def test_every_program_has_a_scratch_band_of_its_own(monkeypatch: pytest.MonkeyP
     assert written.all()
 
 
+def test_a_result_goes_into_a_slice_of_channels(form: str):
+    inputs = testing.integer_pair(SMALL, torch.float16)
+    problem = _check(*inputs, "relu", "relu", "triton")
+    n, c, h, w = problem.output_shape
+    whole = testing.channels_last(torch.full((n, c + 25, h, w), 77.0, dtype=torch.float16))
+    whole[:, 9 : 9 + c] = float("nan")
+    launch.launch_pair(problem, *inputs, whole[:, 9 : 9 + c], "relu", "relu")
+    assert torch.equal(whole[:, 9 : 9 + c], testing.pair_oracle(inputs).half())
+    assert (whole[:, :9] == 77).all()
+    assert (whole[:, 9 + c :] == 77).all()
+    with pytest.raises(ValueError, match="channels_last or a slice of its channels, got"):
+        launch.launch_pair(problem, *inputs, torch.empty(n, c, h, w).half(), "relu", "relu")
+
+
 def test_a_large_batch_is_split_into_launches(monkeypatch: pytest.MonkeyPatch, form: str):
     monkeypatch.setattr(launching, "MAX_ROWS", 2 * SMALL.height * SMALL.width)
     inputs = testing.integer_pair(SMALL, torch.float16)

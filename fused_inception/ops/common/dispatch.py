@@ -97,6 +97,14 @@ def triton_refusal(dtype: torch.dtype, device: torch.device) -> str | None:
     return None
 
 
+def batch_invariance_refusal(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why backend "auto" gives results that may depend on the batch, or None where it does not."""
+    if device.type != "cuda":
+        return f"runs on {device.type} through PyTorch's own kernels, as backend aten"
+    reason = triton_refusal(dtype, device)
+    return None if reason is None else f"runs as backend aten: {reason}"
+
+
 def available_backends() -> dict[str, str]:
     """Each backend, and "available" or the reason why it is not.
 

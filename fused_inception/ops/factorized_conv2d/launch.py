@@ -24,6 +24,7 @@ from fused_inception.ops.common.launching import (
     images_per_launch,
     on_device,
     operand,
+    pixel_stride,
     size_refusal,
 )
 from fused_inception.ops.common.precision import conv_precision
@@ -57,12 +58,7 @@ def _run_triton(
     activation: str,
 ) -> torch.Tensor:
     output = empty_channels_last(problem.output_shape, input)
-    if problem.batch == 0:
-        return output
-    call = Call(problem, input, weight1, bias1, weight2, bias2, output, mid_activation, activation)
-    launch = launch_bands if use_bands(problem, call.table, call.tile) else launch_two
-    with on_device(problem.device):
-        launch(call)
+    launch_pair(problem, input, weight1, bias1, weight2, bias2, output, mid_activation, activation)
     return output
 
 
@@ -71,6 +67,30 @@ BACKENDS = (
     dispatch.Backend("triton", _can_run_triton, _run_triton),
     dispatch.aten(_run_aten),
 )
+
+
+def launch_pair(
+    problem: Problem,
+    input: torch.Tensor,
+    weight1: torch.Tensor,
+    bias1: torch.Tensor | None,
+    weight2: torch.Tensor,
+    bias2: torch.Tensor | None,
+    output: torch.Tensor,
+    mid_activation: str,
+    activation: str,
+) -> None:
+    """Write both factors' result into `output`, in one launch or two.
+
+    `output` is (N, Cout, H, W), channels_last or a slice of the channels of such a tensor;
+    `problem` is that of the other tensors, which are the op's.
+    """
+    if problem.batch == 0:
+        return
+    call = Call(problem, input, weight1, bias1, weight2, bias2, output, mid_activation, activation)
+    launch = launch_bands if use_bands(problem, call.table, call.tile) else launch_two
+    with on_device(problem.device):
+        launch(call)
 
 
 def lines_per_band(problem: Problem, tile: Tile) -> int:
@@ -107,6 +127,7 @@ class Call:
 
     Attributes:
         c_in, c_mid: stored channels of the input and of the intermediate tensor, rounded up.
+        out_stride: elements from one pixel of the output to the next.
     """
 
     def __init__(
@@ -137,13 +158,14 @@ class Call:
         self.bias1 = dense_bias(bias1)
         self.bias2 = dense_bias(bias2)
         self.output = output
+        self.out_stride = pixel_stride(output)
         self.mid_relu = mid_activation == "relu"
         self.relu = activation == "relu"
 
-    def strides(self, channels: int) -> Strides:
-        """Strides of a channels_last map of `channels`, by the axis of the line."""
+    def strides(self, pixel: int) -> Strides:
+        """Strides of a map whose pixels are `pixel` elements apart, by the axis of the line."""
         p = self.problem
-        row, pixel = p.width * channels, channels
+        row = p.width * pixel
         cross, line = (pixel, row) if p.row_first else (row, pixel)
         return Strides(p.height * row, cross, line)
 
@@ -179,7 +201,7 @@ def launch_bands(call: Call, first_image: int = 0) -> None:
             p.cross_size,
             lines,
             *call.strides(call.c_in),
-            *call.strides(p.c_out),
+            *call.strides(call.out_stride),
             call.c_in,
             p.c_mid,
             call.c_mid,
@@ -248,7 +270,7 @@ def launch_two(call: Call, first_image: int = 0) -> None:
             p.line_size,
             p.cross_size,
             *mid_strides,
-            *call.strides(p.c_out),
+            *call.strides(call.out_stride),
             call.c_mid,
             p.c_out,
             p.c_out,

@@ -1,0 +1,264 @@
+"""The fused blocks, and networks of them, on the Triton backend, run by the interpreter.
+
+Left out: real widths (minutes here); the network has an eighth of Inception V3's channels and the
+smallest image that it takes.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from fused_inception import blocks, fuse, testing
+from fused_inception.blocks import FUSED_BLOCKS, ConvWeights
+from fused_inception.blocks import launch as block_launch
+from fused_inception.models.inception_v3 import BasicConv2d, InceptionBlocks, InceptionV3
+from fused_inception.ops.common import launching
+from fused_inception.ops.factorized_conv2d import launch as pair_launch
+from tests.test_blocks import AVERAGED, BLOCKS, CHANNELS, fused, images, make_convs, unfused
+from tests.test_fuse import randomize
+
+every_block = pytest.mark.parametrize("kind", BLOCKS)
+
+
+def run(kind, x, convs, **options):
+    return fused(kind, x, convs, backend="triton", **options)
+
+
+def rounded(convs, dtype):
+    """The same weights in another dtype, with operands of tf32 products rounded as they will be."""
+    return {
+        role: ConvWeights(w.weight.to(dtype), None if w.bias is None else w.bias.to(dtype))
+        for role, w in convs.items()
+    }
+
+
+@pytest.mark.parametrize("include_pad", [True, False], ids=["pad", "no-pad"])
+@pytest.mark.parametrize("size", [(9, 8), (3, 3), (4, 17)], ids=str)
+@every_block
+def test_error_is_at_most_twice_that_of_pytorch(kind, size, include_pad, precision):
+    if not include_pad and kind not in AVERAGED:
+        pytest.skip("has no average pool")
+    dtype, factor = precision
+    if torch.backends.cudnn.conv.fp32_precision == "tf32" and dtype == torch.float32:
+        pytest.skip("a CPU has no tf32 to compare with; the ops' own tests do it by steps")
+    x, convs = images(2, *size, dtype=dtype), make_convs(kind, dtype)
+    options = {"count_include_pad": include_pad} if kind in AVERAGED else {}
+    oracle = unfused(kind, x.double(), rounded(convs, torch.float64), include_pad)
+    got = run(kind, x, convs, **options)
+    testing.assert_within_budget(got, unfused(kind, x, convs, include_pad), oracle, factor)
+    testing.assert_channels_last(got)
+
+
+def whole_numbers(kind):
+    """Weights and an input for which every map is exact, and every average whole."""
+    generator = torch.Generator().manual_seed(0)
+
+    def numbers(shape, low, high):
+        return torch.randint(low, high, shape, generator=generator).double()
+
+    convs = {
+        role: ConvWeights(
+            testing.channels_last(numbers(w.weight.shape, -1, 2)), numbers(w.bias.shape, -2, 3)
+        )
+        for role, w in make_convs(kind).items()
+    }
+    # 36 is a multiple of every number of pixels in a window.
+    return 36 * numbers((2, CHANNELS, 7, 6), -1, 2), convs
+
+
+@pytest.mark.parametrize("include_pad", [True, False], ids=["pad", "no-pad"])
+@every_block
+def test_whole_numbers_are_exact(kind, include_pad):
+    x, convs = whole_numbers(kind)
+    expected = unfused(kind, x, convs, include_pad)
+    assert 0 < expected.abs().max() < 2**24
+    options = {"count_include_pad": include_pad} if kind in AVERAGED else {}
+    with testing.fp32_precision("ieee"):
+        result = run(kind, x.float(), rounded(convs, torch.float32), **options)
+    assert torch.equal(result.double(), expected)
+
+
+@every_block
+def test_every_element_is_written_and_nothing_else(kind, monkeypatch: pytest.MonkeyPatch):
+    """All maps lie inside guard words; memory that nobody wrote is NaN."""
+    guard, marks = 64, []
+
+    def guarded(shape, like):
+        n, c, h, w = shape
+        buffer = torch.full((n * c * h * w + 2 * guard,), 77.0, dtype=like.dtype)
+        buffer[guard:-guard] = float("nan")
+        marks.append(buffer)
+        return buffer.as_strided(shape, (h * w * c, 1, w * c, c), guard)
+
+    monkeypatch.setattr(block_launch, "empty_channels_last", guarded)
+    x, convs = whole_numbers(kind)
+    with testing.fp32_precision("ieee"):
+        result = run(kind, x.float(), rounded(convs, torch.float32))
+    assert torch.equal(result.double(), unfused(kind, x, convs))
+    assert len(marks) > 2
+    for buffer in marks:
+        assert (buffer[:guard] == 77).all()
+        assert (buffer[-guard:] == 77).all()
+
+
+@every_block
+def test_launches_are_as_many_as_said(kind, monkeypatch: pytest.MonkeyPatch):
+    """One for each step, and for each pair one or two."""
+    ranges, launches = launching.image_ranges, []
+
+    def counted(*args):
+        for part in ranges(*args):
+            launches.append(part)
+            yield part
+
+    for op in ("conv2d_act", "split_conv2d", "grid_reduction", "pool2d", "factorized_conv2d"):
+        module = importlib.import_module(f"fused_inception.ops.{op}.launch")
+        monkeypatch.setattr(module, "image_ranges", counted)
+    pairs = []
+    for name in ("launch_bands", "launch_two"):
+        original = getattr(pair_launch, name)
+        monkeypatch.setattr(
+            pair_launch, name, lambda call, o=original, n=name: (pairs.append(n), o(call))
+        )
+    # More channels: with up to eight, siblings are launched one by one.
+    convs = {
+        role: ConvWeights(w.weight.repeat(4, 4, 1, 1), w.bias.repeat(4))
+        for role, w in make_convs(kind, torch.float32).items()
+    }
+    x = images(17, dtype=torch.float32).repeat(1, 4, 1, 1)
+    low, high = FUSED_BLOCKS[kind].launches
+    for bands in (True, False):
+        launches.clear()
+        pairs.clear()
+        monkeypatch.setattr(pair_launch, "use_bands", lambda *args, b=bands: b)
+        run(kind, x, convs)
+        assert set(pairs) <= {"launch_bands" if bands else "launch_two"}
+        # The two launches of a pair share one range of images.
+        count = len(launches) + (0 if bands else len(pairs))
+        assert count == (low if bands else high)
+
+
+@every_block
+def test_maps_are_given_back_as_soon_as_nobody_reads_them(kind, monkeypatch: pytest.MonkeyPatch):
+    alive, most = [], []
+
+    def watched(shape, like):
+        map_ = torch.empty(shape, dtype=like.dtype, memory_format=torch.channels_last)
+        alive.append(weakref.ref(map_))
+        return map_
+
+    monkeypatch.setattr(block_launch, "empty_channels_last", watched)
+    launch = block_launch._launch
+
+    def stepped(*args):
+        launch(*args)
+        most.append(sum(ref() is not None for ref in alive))
+
+    monkeypatch.setattr(block_launch, "_launch", stepped)
+    result = run(kind, images(dtype=torch.float32), make_convs(kind, torch.float32))
+    assert sum(ref() is not None for ref in alive) == 1
+    assert result is alive[0]()
+    # Behind the last step: the output and what that step read.
+    assert most[-1] <= 2
+
+
+@every_block
+def test_auto_never_picks_the_interpreter(kind, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*args: object) -> None:
+        raise AssertionError("a Triton kernel was launched")
+
+    monkeypatch.setattr(block_launch, "_launch", refuse)
+    fused(kind, images(dtype=torch.float32), make_convs(kind, torch.float32))
+    with pytest.raises(AssertionError):
+        run(kind, images(dtype=torch.float32), make_convs(kind, torch.float32))
+
+
+@pytest.mark.usefixtures("sequential_product")
+@every_block
+def test_an_image_does_not_depend_on_its_batch(kind, precision):
+    dtype, _ = precision
+    x, convs = images(7, dtype=dtype), make_convs(kind, dtype)
+    whole = run(kind, x, convs)
+    for i in (0, 3, 6):
+        assert torch.equal(run(kind, x[i : i + 1], convs), whole[i : i + 1])
+    order = torch.tensor([3, 0, 6, 6, 1])
+    assert torch.equal(run(kind, x[order], convs), whole[order])
+    nchw = x.contiguous()
+    assert torch.equal(run(kind, nchw, convs), whole)
+
+
+# A whole network.
+
+DIVISOR = 8
+
+
+def narrow_conv(channels: int, filters: int, **options) -> BasicConv2d:
+    return BasicConv2d(
+        channels if channels == 3 else channels // DIVISOR, filters // DIVISOR, **options
+    )
+
+
+@pytest.fixture
+def narrow_network(monkeypatch: pytest.MonkeyPatch):
+    """(unfused, fused) Inception V3 of an eighth of the width, the fused one on "triton"."""
+    model = InceptionV3(
+        num_classes=10,
+        aux_logits=False,
+        init_weights=False,
+        blocks=InceptionBlocks(basic_conv=narrow_conv),
+    )
+    model.fc = nn.Linear(2048 // DIVISOR, 10)
+    randomize(model).eval()
+    for kind, spec in FUSED_BLOCKS.items():
+        forward = functools.partial(spec.forward, backend="triton")
+        monkeypatch.setitem(blocks.FUSED_BLOCKS, kind, spec._replace(forward=forward))
+    return model, fuse(model, strict=True)
+
+
+def features_and_logits(network: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    seen: list[torch.Tensor] = []
+    hook = network.avgpool.register_forward_hook(lambda m, args, output: seen.append(output))
+    logits = network(x)
+    hook.remove()
+    return [seen[0].flatten(1), logits]
+
+
+def photographs(dtype: torch.dtype) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(7, 3, 75, 75, generator=generator).to(dtype)
+
+
+@torch.no_grad()
+def test_a_whole_network_agrees_with_the_unfused_one(narrow_network):
+    model, network = narrow_network
+    x = photographs(torch.float32)[:2]
+    with testing.fp32_precision("ieee"):
+        for got, want in zip(
+            features_and_logits(network, x), features_and_logits(model, x), strict=True
+        ):
+            assert (got - want).abs().max() <= 2e-5
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("sequential_product")
+@torch.no_grad()
+def test_features_and_logits_do_not_depend_on_the_batch(narrow_network, precision):
+    """Bitwise the same alone, in two, in seven, and in any place."""
+    dtype, _ = precision
+    _, network = narrow_network
+    network.to(dtype)
+    x = photographs(dtype)
+    whole = features_and_logits(network, x)
+    assert all(torch.unique(part, dim=0).shape[0] == 7 for part in whole)
+    for order in ([4], [6, 1]):
+        for part, all_ in zip(features_and_logits(network, x[order]), whole, strict=True):
+            assert torch.equal(part, all_[order])
+    order = [5, 6, 0, 2, 1, 4, 3]
+    for part, all_ in zip(features_and_logits(network, x[order]), whole, strict=True):
+        assert torch.equal(part, all_[order])
