@@ -18,10 +18,12 @@ from tests.emulator.pair import PROGRAM, configurations, run_pair
 from tests.emulator.primitives import (
     DTYPES,
     KERNELS,
+    SM90_KERNELS,
     accumulator_of,
     fragment_a,
     fragment_b,
     run_primitive,
+    wgmma,
 )
 
 REFUSAL = programs.device_refusal("primitives_program", PROGRAM) or programs.refusal()
@@ -32,8 +34,30 @@ pytestmark = [
 SEEDS = range(5)
 
 
+def needs_sm90() -> None:
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("gpu: needs compute capability 9.0")
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_unaligned_row_shifts_of_no_swizzle_descriptors(dtype: str, columns: int, tmp_path: Path):
+    """Start addresses that are multiples of 16 but not of 128: what the pair on wgmma stands on."""
+    needs_sm90()
+    device = programs.build_for_device("primitives_program")
+    for shift_b in (*range(18), 29):
+        for shift_a in (0, 1, 37):
+            case = wgmma(dtype, columns, shift_b, shift_a=shift_a, shift_b=shift_b)
+            kernel = f"wgmma_{dtype}_{columns}"
+            output, report = run_primitive(tmp_path, kernel, case, binary=device)
+            assert report.fault == ""
+            assert torch.equal(output, case.expected), f"shifts {shift_a} and {shift_b}"
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_primitives_agree_bit_for_bit(kernel: str, tmp_path: Path):
+    if kernel in SM90_KERNELS:
+        needs_sm90()
     device = programs.build_for_device("primitives_program")
     for seed in SEEDS:
         case = KERNELS[kernel](seed)
