@@ -107,9 +107,7 @@ def test_nan_and_infinity_pass_through_a_product(dtype: str, tmp_path: Path):
 @pytest.mark.parametrize("schedule", ["lazy", "eager", "swarm"])
 @pytest.mark.parametrize(
     "kernel",
-    [
-        "cp_async", "cp_async_groups", "named_barrier", "warp_sync", "bulk_copy", "wgmma_float16_80"
-    ],
+    ["cp_async", "cp_async_groups", "named_barrier", "warp_sync", "bulk_copy", "wgmma_float16_80"],
 )
 def test_primitive_in_every_schedule(kernel: str, schedule: str, tmp_path: Path):
     case = KERNELS[kernel](0)

@@ -91,7 +91,7 @@ constexpr Sm90Configuration kSm90Configurations[] = {
     // consumers, pixels, stages
     {3, 160, 3},
     {3, 80, 6},
-    {2, 160, 6},
+    {2, 160, 5},
     {2, 80, 8},
 };
 constexpr int kNumSm90Configurations =
@@ -122,6 +122,7 @@ FUSED_INCEPTION_HOST_DEVICE constexpr Sm90Band sm90_band(int pixels,
 constexpr int64_t shared_bytes(const Sm90Configuration& configuration,
                                const FactorizedConv2dParams& params) {
   const Sm90Band band = sm90_band(configuration.pixels, params);
+  if (band.lines == 0) return 0;
   return configuration.fixed_shared_bytes() +
          int64_t{2} * band.input_pitch * round_up(params.c_in, kBlockK) +
          int64_t{2} * band.mid_pitch * round_up(params.c_mid, kBlockK);

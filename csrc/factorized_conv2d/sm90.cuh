@@ -375,7 +375,7 @@ __global__ void __launch_bounds__(Sm90Traits<kConfiguration>::kThreads, 1)
       const int row = i % (2 * halo);
       mid[i / (2 * halo) * shape.mid_pitch + (row < halo ? row : row + band_pixels)] = {};
     }
-    device::fence_proxy_async();
+    // Every thread fences again before the second factor reads these zeros.
     device::block_sync();
 
     if (thread >= Traits::kConsumerThreads) {
