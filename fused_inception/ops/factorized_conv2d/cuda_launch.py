@@ -174,9 +174,13 @@ class Sm90Cost(NamedTuple):
     l2_bytes: int  # of a band: filters and input
 
     @property
+    def l2_clocks(self) -> float:
+        return self.l2_bytes / L2_BYTES_PER_CLOCK
+
+    @property
     def clocks(self) -> float:
-        """Of a band: the slower of the matrix units and L2."""
-        return max(self.matrix_clocks, self.l2_bytes / L2_BYTES_PER_CLOCK)
+        """Of a band: the slower of the two."""
+        return max(self.matrix_clocks, self.l2_clocks)
 
 
 def sm90_cost(configuration: Configuration, problem: Problem) -> Sm90Cost:
