@@ -1,7 +1,7 @@
 # The front door. Every target does the set-up it needs: python3 (3.10 or later) and make are enough.
 #   HOST_PYTHON  the interpreter that .venv is made with
 #   PYTHON       `make gpu` only: an interpreter that has torch, triton and pytest already
-#   PIECE        `make gpu` only: exact, pair, cuda, emulator, ops or network instead of all
+#   PIECE        `make gpu` only: exact, pair, cuda, sm90, emulator, ops or network instead of all
 #   WORKERS      test processes at a time
 # and what setup.py reads: FUSED_INCEPTION_CUDA, TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS.
 
@@ -67,12 +67,14 @@ gate: $(STAMP) ## compile every kernel offline for every architecture and print 
 	$(VENV_PYTHON) -m tests.compile_gate
 	$(if $(shell command -v nvcc),$(VENV_PYTHON) -m tests.cuda_gate,@echo "CUDA sources: skipped, nvcc is not on PATH")
 
-# PIECE=exact, pair, cuda, emulator, ops or network runs a part of it, where a machine is lent for minutes only.
+# PIECE=exact, pair, cuda, sm90, emulator, ops or network runs a part of it, where a machine is lent for minutes only.
 PIECE ?= all
 GPU_TESTS_all := tests --ignore tests/interpreter
 GPU_TESTS_exact := tests/test_factorized_conv2d_gpu.py -k exact
 GPU_TESTS_pair := tests/test_factorized_conv2d_gpu.py -k "not exact"
 GPU_TESTS_cuda := tests/test_factorized_conv2d_cuda_gpu.py
+# Primitives first, and of these the row shifts of wgmma's operands.
+GPU_TESTS_sm90 := tests/test_emulator_gpu.py tests/test_factorized_conv2d_sm90_gpu.py
 GPU_TESTS_emulator := tests/test_emulator_gpu.py
 GPU_TESTS_ops := $(addprefix tests/test_,factorized_conv2d.py split_conv2d.py grid_reduction.py \
 	conv2d_act.py registration.py precision.py)
