@@ -97,7 +97,7 @@ def test_the_pair_agrees(dtype: torch.dtype, tmp_path: Path):
     shape = PairShape(3, 9, 5, 24, 40, 104, 3, 5, True)
     limit = torch.cuda.get_device_properties(0).shared_memory_per_block_optin
     for number, row in enumerate(configurations(shape.c_mid)):
-        if row.shared_bytes > limit:
+        if row.shared_bytes > limit or (row.sm90 and torch.cuda.get_device_capability() != (9, 0)):
             continue
         whole = testing.integer_pair(shape, dtype)
         output, report = run_pair(tmp_path, shape, whole, number, binary=device)

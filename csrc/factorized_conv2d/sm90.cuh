@@ -38,7 +38,10 @@
 // run on a device.
 //
 // Shared memory with 192 channels: input 101 KB, mid 83 KB, ring 37 KB, 6 KB to leave by.
-// Registers: 128 for 512 threads hold the 80 accumulators without setmaxnreg.
+// Registers: a launch of 512 threads gives each 128, of which the accumulators are 80; setmaxnreg
+// moves some of the loaders' over (144 and 80), without which ptxas spilled 24 bytes. With 384
+// threads 208 and 80. A wgmma_fence in every step keeps ptxas from serializing the products (its
+// notes C7519, C7520).
 //
 // What would bring more, by arithmetic:
 //   Tensor copies of the weights with the 128-byte swizzle: one thread instead of 64, and no tags
@@ -125,7 +128,6 @@ struct Sm90Factor {
   bool relu;
 };
 
-template <typename input_t>
 __device__ __forceinline__ Sm90Factor first_factor(const FactorizedConv2dParams& p) {
   return {static_cast<const uint16_t*>(p.weight1),
           static_cast<const uint16_t*>(p.bias1),
@@ -135,7 +137,6 @@ __device__ __forceinline__ Sm90Factor first_factor(const FactorizedConv2dParams&
           p.c_in,
           p.mid_relu};
 }
-template <typename input_t>
 __device__ __forceinline__ Sm90Factor second_factor(const FactorizedConv2dParams& p) {
   return {static_cast<const uint16_t*>(p.weight2),
           static_cast<const uint16_t*>(p.bias2),
@@ -385,8 +386,8 @@ __global__ void __launch_bounds__(Sm90Traits<kConfiguration>::kThreads, 1)
         // Filters, in the order in which they are used.
         FilterStream<Traits> stream(storage, loader);
         for (int32_t band = device::block_index(); band < bands; band += device::grid_size()) {
-          stream.load(first_factor<input_t>(params));
-          stream.load(second_factor<input_t>(params));
+          stream.load(first_factor(params));
+          stream.load(second_factor(params));
         }
         stream.finish();
       } else {
@@ -430,7 +431,7 @@ __global__ void __launch_bounds__(Sm90Traits<kConfiguration>::kThreads, 1)
       // First factor.
       device::mbarrier_wait(device::smem_u32(&storage.input_full), parity);
       parity ^= 1;
-      const Sm90Factor first = first_factor<input_t>(params);
+      const Sm90Factor first = first_factor(params);
       for (int32_t f = 0; f < first.stored; f += Traits::kFilters) {
         sm90_product<Traits, input_t>(d,
                                       storage,
@@ -464,7 +465,7 @@ __global__ void __launch_bounds__(Sm90Traits<kConfiguration>::kThreads, 1)
 
       // Second factor.
       const Sm90Position position = band_position(params, bands_per_image, shape.lines, band);
-      const Sm90Factor second = second_factor<input_t>(params);
+      const Sm90Factor second = second_factor(params);
       for (int32_t f = 0; f < second.stored; f += Traits::kFilters) {
         sm90_product<Traits, input_t>(
             d, storage, consumer, second, device::smem_u32(mid), shape.mid_pitch, shape.lines);
