@@ -40,6 +40,7 @@ TESTS = {
     "exact": ["-k", "exact"],
     "cuda": ["-k", "cuda_gpu"],
     "emulator": ["-k", "emulator"],
+    "sm90": ["-k", "sm90"],
     "tests": [],
 }
 PIECES = (*TESTS, "sanitize", *SUITES)

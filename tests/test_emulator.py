@@ -22,6 +22,7 @@ from tests.emulator.primitives import (
     fragment_a,
     fragment_b,
     run_primitive,
+    wgmma,
 )
 from tests.emulator.programs import HOOKED, SANITIZED, UCONTEXT, Variant
 
@@ -65,6 +66,30 @@ def test_fragments_multiply_as_matrices(dtype: str, tmp_path: Path):
     assert torch.equal(output, case.expected)
 
 
+@pytest.mark.parametrize("shifts", [(0, 1), (1, 0), (7, 17), (8, 16), (37, 29)], ids=str)
+def test_a_start_address_shifts_the_rows_of_wgmma(shifts: tuple[int, int], tmp_path: Path):
+    case = wgmma("float16", 80, 3, shift_a=shifts[0], shift_b=shifts[1])
+    output, report = run_primitive(tmp_path, "wgmma_float16_80", case)
+    assert report.fault == ""
+    assert torch.equal(output, case.expected)
+
+
+@pytest.mark.parametrize("kernel", ["bulk_copy", "wgmma_bfloat16_160"])
+def test_every_synchronizing_call_of_a_primitives_kernel_matters(kernel: str, tmp_path: Path):
+    case = KERNELS[kernel](0)
+    _, report = run_primitive(tmp_path, kernel, case)
+    survivors = []
+    for site, primitive in report.sites.items():
+        runs = [
+            run_primitive(tmp_path, kernel, case, mutate=site, schedule=schedule)
+            for schedule in ("lazy", "eager")
+        ]
+        if all(torch.equal(output, case.expected) and not r.fault for output, r in runs):
+            survivors.append(primitive)
+    # Nothing overwrites the operands of the one, so that a wait before the last is not needed.
+    assert survivors == (["wgmma_wait"] if kernel.startswith("wgmma") else [])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nan_and_infinity_pass_through_a_product(dtype: str, tmp_path: Path):
     a, b, c = torch.ones(16, 16), torch.ones(16, 8), torch.zeros(16, 8)
@@ -80,7 +105,10 @@ def test_nan_and_infinity_pass_through_a_product(dtype: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("schedule", ["lazy", "eager", "swarm"])
-@pytest.mark.parametrize("kernel", ["cp_async", "cp_async_groups", "named_barrier", "warp_sync"])
+@pytest.mark.parametrize(
+    "kernel",
+    ["cp_async", "cp_async_groups", "named_barrier", "warp_sync", "bulk_copy", "wgmma_float16_80"],
+)
 def test_primitive_in_every_schedule(kernel: str, schedule: str, tmp_path: Path):
     case = KERNELS[kernel](0)
     for seed in range(10 if schedule == "swarm" else 1):

@@ -27,8 +27,11 @@ pytestmark = pytest.mark.skipif(
 
 CONFIGURATIONS = (
     "bands-128x192", "bands-128x160", "bands-128x128", "bands-128x96", "two-64x32", "two-128x96",
+    "sm90-192x160", "sm90-192x80", "sm90-128x160", "sm90-128x80",
 )  # fmt: skip
 BANDS = [i for i, name in enumerate(CONFIGURATIONS) if name.startswith("bands")]
+SM80 = [i for i, name in enumerate(CONFIGURATIONS) if not name.startswith("sm90")]
+SM90 = [i for i, name in enumerate(CONFIGURATIONS) if name.startswith("sm90")]
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 LIMIT_99_KB = 101376
 
@@ -66,6 +69,13 @@ def expected(inputs: PairInputs, mid_activation: str = "relu", activation: str =
     return testing.pair_oracle(inputs, mid_activation, activation).to(inputs.input.dtype)
 
 
+def longest_line(configuration: int) -> float:
+    """Pixels of a line that the configuration takes."""
+    if configuration in SM90:
+        return int(CONFIGURATIONS[configuration].rpartition("x")[2])
+    return 128 if configuration in BANDS else math.inf
+
+
 def test_every_configuration_is_tested():
     assert [row.name for row in configurations(192)] == list(CONFIGURATIONS)
 
@@ -89,7 +99,17 @@ def test_inception_pair_is_exact(configuration: int, tmp_path: Path):
     assert torch.equal(checked(outcome, shape), expected(inputs))
 
 
-@pytest.mark.parametrize("configuration", [3, 4], ids=["bands", "two launches"])
+@pytest.mark.parametrize("configuration", SM90, ids=lambda i: CONFIGURATIONS[i])
+@pytest.mark.parametrize("shape", dict.fromkeys(testing.inception_v3_pairs(1)), ids=str)
+def test_every_inception_pair_is_exact_on_wgmma(
+    configuration: int, shape: PairShape, tmp_path: Path
+):
+    inputs = testing.integer_pair(shape, torch.float16)
+    outcome = run_pair(tmp_path, shape, inputs, configuration, multiprocessors=1)
+    assert torch.equal(checked(outcome, shape), expected(inputs))
+
+
+@pytest.mark.parametrize("configuration", [3, 4, 6, 9], ids=lambda i: CONFIGURATIONS[i])
 @pytest.mark.parametrize(
     "shape",
     [
@@ -103,7 +123,7 @@ def test_odd_and_large_maps(configuration: int, shape: PairShape, tmp_path: Path
     inputs = testing.integer_pair(shape, torch.bfloat16)
     outcome = run_pair(tmp_path, shape, inputs, configuration)
     line_size = shape.height if shape.row_first else shape.width
-    if configuration in BANDS and line_size > 128:
+    if line_size > longest_line(configuration):
         assert outcome[1].refused
     else:
         assert torch.equal(checked(outcome, shape), expected(inputs))
@@ -155,12 +175,13 @@ def test_sanitizers(configuration: int, shape: PairShape, tmp_path: Path):
 # Bitwise properties, on random inputs.
 
 
+@pytest.mark.parametrize("kind", [SM80, SM90], ids=["sm80", "sm90"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_configurations_agree_bitwise(dtype: str, tmp_path: Path):
+def test_configurations_agree_bitwise(dtype: str, kind: list[int], tmp_path: Path):
+    """Of one kind of matrix instruction: between the two the device may differ."""
     inputs = testing.random_pair(RAGGED, DTYPES[dtype])
     outputs = [
-        checked(run_pair(tmp_path, RAGGED, inputs, configuration), RAGGED)
-        for configuration in range(len(CONFIGURATIONS))
+        checked(run_pair(tmp_path, RAGGED, inputs, configuration), RAGGED) for configuration in kind
     ]
     assert all(torch.equal(output, outputs[0]) for output in outputs[1:])
     testing.assert_within_budget(
@@ -261,15 +282,15 @@ def test_a_block_is_held_to_99_kilobytes(configuration: int, tmp_path: Path):
 
 
 def test_what_a_configuration_cannot_take_is_refused(tmp_path: Path):
-    tall = PairShape(1, 129, 1, 8, 8, 8, 1, 3, True)
+    tall = PairShape(1, 161, 1, 8, 8, 8, 1, 3, True)
     inputs = testing.integer_pair(tall, torch.float16)
     for configuration in range(-1, len(CONFIGURATIONS) + 1):
         _, report = run_pair(tmp_path, tall, inputs, configuration)
-        taken = configuration < len(CONFIGURATIONS) and configuration not in (-1, *BANDS)
+        taken = configuration in SM80 and configuration not in BANDS
         assert report.refused == (not taken)
 
 
-@each_configuration
+@pytest.mark.parametrize("configuration", SM80, ids=lambda i: CONFIGURATIONS[i])
 def test_tiles_are_read_without_bank_conflicts(configuration: int, tmp_path: Path):
     """Only rows that stand for the zeros beyond a line may share a bank with others."""
     shape = PairShape(1, 16, 8, 64, 96, 64, 7, 1, True)
@@ -286,32 +307,35 @@ EXPLAINED: dict[str, str] = {}
 
 # Full tiles with more filters than one has, and the shortest sum: a step that is first and last.
 MUTATED_SHAPES = (
+    PairShape(3, 8, 16, 40, 72, 16, 3, 3, False),
     PairShape(1, 8, 16, 8, 200, 208, 3, 3, False),
-    PairShape(1, 8, 16, 8, 8, 8, 1, 1, True),
+    PairShape(3, 8, 16, 8, 8, 8, 1, 1, True),
 )
 
 
-@pytest.mark.parametrize("configuration", [0, 4], ids=["bands", "two launches"])
+@pytest.mark.parametrize("configuration", [0, 4, 6, 9], ids=lambda i: CONFIGURATIONS[i])
 def test_every_synchronizing_call_matters(configuration: int, tmp_path: Path):
     """Each call is left out in turn, and each wait weakened by a group: all must be noticed."""
     problems = [(shape, testing.integer_pair(shape, torch.float16)) for shape in MUTATED_SHAPES]
     wants = [expected(inputs) for _, inputs in problems]
-    _, report = run_pair(tmp_path, *problems[0], configuration)
+    few = {"multiprocessors": 1}  # so that a persistent block has more than one band
+    _, report = run_pair(tmp_path, *problems[0], configuration, **few)
 
     def noticed(mutate: str, weaken: int) -> bool:
         for (shape, inputs), want in zip(problems, wants, strict=True):
             for schedule in ("lazy", "eager"):
-                options = {"schedule": schedule, "mutate": mutate, "weaken": weaken}
+                options = {"schedule": schedule, "mutate": mutate, "weaken": weaken, **few}
                 output, mutant = run_pair(tmp_path, shape, inputs, configuration, **options)
                 if mutant.fault or not torch.equal(output[:, : shape.c_out], want):
                     return True
         return False
 
-    lines = (programs.ROOT / "csrc/factorized_conv2d/sm80.cuh").read_text().splitlines()
+    source = "sm90.cuh" if configuration in SM90 else "sm80.cuh"
+    lines = (programs.ROOT / "csrc/factorized_conv2d" / source).read_text().splitlines()
     survivors = {
         f"{lines[int(site.split(':')[1]) - 1].strip()} weakened by {weaken}"
         for site, primitive in report.sites.items()
-        for weaken in ((0, 1) if primitive == "cp_async_wait" else (0,))
+        for weaken in ((0, 1) if primitive in ("cp_async_wait", "wgmma_wait") else (0,))
         if not noticed(site, weaken)
     }
     assert survivors == set(EXPLAINED)

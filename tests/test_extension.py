@@ -300,6 +300,10 @@ def test_schemas_are_stable():
     assert str(cuda_launch._configurations_operator._schema) == (
         "fused_inception::_factorized_conv2d_cuda_configurations(int c_mid) -> int[]"
     )
+    assert str(cuda_launch._sm90_configurations_operator._schema) == (
+        "fused_inception::_factorized_conv2d_cuda_sm90_configurations(int c_in, int c_mid, "
+        "int taps1, int taps2, int cross_size, int line_size) -> int[]"
+    )
 
 
 @needs_library
@@ -394,6 +398,73 @@ def test_two_launches_fill_the_device_with_the_largest_tile_that_does():
     ]
     # 3, 19 and 73 tiles of 128 pixels, times two blocks of 96 filters, for 132 multiprocessors
     assert chosen == [small, small, large]
+
+
+# The configurations on wgmma.
+
+
+@needs_library
+@pytest.mark.parametrize("shape", inception_v3_pairs(1), ids=str)
+def test_every_pair_of_inception_fits_sm_90a(shape: PairShape):
+    problem = problem_of(shape)
+    table = cuda_launch.sm90_configurations(problem)
+    first = len(cuda_launch.configurations(shape.c_mid))
+    assert [c.number for c in table] == [first, first + 1, first + 2, first + 3]
+    assert all(c.shared_bytes <= DEVICES[2].shared_bytes for c in table)
+    for batch in (1, 8, 256):
+        chosen = cuda_launch.choose_sm90(table, DEVICES[2], problem._replace(batch=batch))
+        assert chosen in table
+
+
+@needs_library
+def test_a_line_longer_than_a_tile_has_fewer_configurations():
+    tall = problem_of(PairShape(1, 100, 3, 8, 8, 8, 1, 3, True))
+    assert {c.block_m for c in cuda_launch.sm90_configurations(tall)} == {160}
+    taller = problem_of(PairShape(1, 161, 3, 8, 8, 8, 1, 3, True))
+    assert cuda_launch.sm90_configurations(taller) == ()
+    assert cuda_launch.choose_sm90((), DEVICES[2], taller) is None
+
+
+def test_more_images_get_larger_bands_on_sm_90a():
+    """Of 192 filters: five bands an image where few blocks are busy, else two."""
+    wide, narrow = Configuration(6, True, 160, 192, 0), Configuration(7, True, 80, 192, 0)
+    problem = problem_of(PairShape(1, 17, 17, 192, 192, 192, 7, 7, True))
+    chosen = [
+        cuda_launch.choose_sm90((wide, narrow), DEVICES[2], problem._replace(batch=batch))
+        for batch in (1, 8, 32, 256)
+    ]
+    assert chosen == [narrow, narrow, wide, wide]
+    too_small = DEVICES[0]._replace(shared_bytes=-1)
+    assert cuda_launch.choose_sm90((wide, narrow), too_small, problem) is None
+
+
+def test_wgmma_is_off_without_its_switch(monkeypatch: pytest.MonkeyPatch):
+    problem = problem_of(PairShape(1, 17, 17, 192, 192, 192, 7, 7, True))
+    monkeypatch.setattr(cuda_launch, "SM90_ENABLED", False)
+    assert cuda_launch.sm90_refusal(problem) == "the environment has no FUSED_INCEPTION_SM90=1"
+    monkeypatch.setattr(cuda_launch, "SM90_ENABLED", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert cuda_launch.sm90_refusal(problem) == "takes compute capability 9.0"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(_extension, "build_info", lambda: {"architectures": ["8.0+PTX"]})
+    assert cuda_launch.sm90_refusal(problem) == "the extension is not built for 9.0a"
+
+
+@needs_library
+def test_on_wgmma_the_batch_chooses_the_configuration_alone(monkeypatch: pytest.MonkeyPatch):
+    """The kind of kernel is a matter of one image, and so is whether there is one."""
+    monkeypatch.setattr(cuda_launch, "SM90_ENABLED", True)
+    monkeypatch.setattr(cuda_launch, "_device", lambda device: DEVICES[2])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(_extension, "build_info", lambda: {"architectures": ["9.0a"]})
+    for shape in (*inception_v3_pairs(1), *(s for s in ODD_PAIR_SHAPES if taken(s))):
+        problem = problem_of(shape)
+        first = len(cuda_launch.configurations(padded(shape.c_mid, 8)))
+        refused = {cuda_launch.sm90_refusal(problem._replace(batch=b)) for b in (1, 2, 1000)}
+        assert len(refused) == 1
+        plan = cuda_launch._plan.__wrapped__
+        numbers = {plan(problem._replace(batch=b))[0].number for b in (1, 2, 1000)}
+        assert {number >= first for number in numbers} == {refused == {None}}
 
 
 def test_a_mid_tensor_stays_in_l2():

@@ -38,6 +38,29 @@ __device__ __forceinline__ int accumulator_column(int lane, int i) {
   return 2 * (lane & 3) + (i & 1);
 }
 
+constexpr int kWarpgroupSize = 128;
+
+// The same for register i of a thread of a warpgroup in the accumulator of wgmma_m64k16.
+__device__ __forceinline__ int wgmma_row(int thread, int i) {
+  return 16 * (thread / kWarpSize) + (thread % kWarpSize >> 2) + 8 * (i >> 1 & 1);
+}
+__device__ __forceinline__ int wgmma_column(int thread, int i) {
+  return 8 * (i >> 2) + 2 * (thread & 3) + (i & 1);
+}
+
+// Operands of wgmma_m64k16: K-major without a swizzle (PTX ISA 9.7.15.5.1.2). Eight elements of k
+// are 16 bytes, eight rows of these 128 bytes; `k_stride` bytes on are the next eight elements of
+// k, and `row_stride` bytes on the next eight rows. Addresses and strides are multiples of 16.
+//
+// With [k / 8][row][8] in memory, k_stride is 16 times the number of rows and row_stride is 128;
+// then rows are linear, and a start address 16 d bytes on is the same operand from row d on.
+__device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address,
+                                                      uint32_t k_stride,
+                                                      uint32_t row_stride) {
+  const auto field = [](uint32_t bytes) { return static_cast<uint64_t>((bytes & 0x3ffff) >> 4); };
+  return field(address) | field(k_stride) << 16 | field(row_stride) << 32;
+}
+
 // max(x, 0) that keeps NaN and -0.0, as PyTorch's relu does.
 __device__ __forceinline__ float relu(float x) {
   return x < 0.0f ? 0.0f : x;

@@ -20,6 +20,15 @@ inline constexpr Status kInvalidValue = cudaErrorInvalidValue;
 // Dynamic shared memory that needs no leave.
 constexpr int kDefaultSharedBytes = 48 * 1024;
 
+// Multiprocessors of the current device; 0 where that cannot be said.
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
+    return 0;
+  return count;
+}
+
 // Starts `kernel` on `blocks` blocks of `threads` threads, asynchronously, on the current device.
 template <typename Params>
 Status launch(void (*kernel)(Params),

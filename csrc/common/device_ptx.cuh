@@ -7,6 +7,13 @@
 
 namespace fused_inception::device {
 
+// Whether this is compiled for sm_90a, which alone has wgmma and setmaxnreg.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+constexpr bool kHasWgmma = true;
+#else
+constexpr bool kHasWgmma = false;
+#endif
+
 // Where a thread stands. Grids and blocks have one dimension.
 
 __device__ __forceinline__ int thread_index() {
@@ -14,6 +21,9 @@ __device__ __forceinline__ int thread_index() {
 }
 __device__ __forceinline__ int block_index() {
   return static_cast<int>(blockIdx.x);
+}
+__device__ __forceinline__ int grid_size() {
+  return static_cast<int>(gridDim.x);
 }
 
 // Shared memory.
@@ -47,6 +57,64 @@ __device__ __forceinline__ void named_barrier_sync(int id, int threads) {
 }
 __device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// Barriers in shared memory (9.7.13.15): 8 bytes, on a multiple of 8. A phase is complete when all
+// arrivals have come and all expected bytes have; phases count from 0. sm_90.
+
+// One thread initialises, then makes it known by mbarrier_init_fence, then a block barrier follows.
+__device__ __forceinline__ void mbarrier_init(uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+__device__ __forceinline__ void mbarrier_init_fence() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Arrives, and lets the phase wait for `bytes` bytes of bulk copies as well.
+__device__ __forceinline__ void mbarrier_arrive_expect_tx(uint32_t barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+
+// Waits while the phase under way has the parity `parity`: for a fresh barrier 0 waits for the
+// first phase, 1 does not wait.
+__device__ __forceinline__ void mbarrier_wait(uint32_t barrier, int parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred complete;\n"
+      "wait:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 complete, [%0], %1;\n"
+      "@complete bra done;\n"
+      "bra wait;\n"
+      "done:\n"
+      "}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+
+// Makes what this thread has written to shared memory by stores, stmatrix or cp.async (after its
+// wait) visible to wgmma and bulk copies; a barrier must follow (9.7.13.4). sm_90.
+__device__ __forceinline__ void fence_proxy_async() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Copies `bytes` bytes to shared memory; their arrival counts for the phase under way of `barrier`.
+// Both addresses and the size are multiples of 16 (9.7.9.25.4.1). sm_90.
+__device__ __forceinline__ void bulk_copy(uint32_t destination,
+                                          const void* source,
+                                          int bytes,
+                                          uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(destination),
+      "l"(__cvta_generic_to_global(source)),
+      "r"(bytes),
+      "r"(barrier)
+      : "memory");
 }
 
 // Asynchronous copies from global to shared memory (9.7.9.25.3).
@@ -120,6 +188,54 @@ __device__ __forceinline__ void ldmatrix_transposed(uint32_t (&r)[kMatrices], ui
   }
 }
 
+// 8x8 matrices of 16-bit elements from fragments into shared memory (9.7.14.5.16): what ldmatrix
+// loads, stored. sm_90.
+template <int kMatrices>
+__device__ __forceinline__ void stmatrix(uint32_t address, const uint32_t (&r)[kMatrices]) {
+  static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4, "stmatrix stores 1, 2 or 4");
+  if constexpr (kMatrices == 1) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x1.shared.b16 [%0], {%1};" ::"r"(address), "r"(r[0])
+                 : "memory");
+  } else if constexpr (kMatrices == 2) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(address),
+                 "r"(r[0]),
+                 "r"(r[1])
+                 : "memory");
+  } else {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+                 "r"(r[0]),
+                 "r"(r[1]),
+                 "r"(r[2]),
+                 "r"(r[3])
+                 : "memory");
+  }
+}
+
+// The same with every matrix transposed: register j gives elements g of rows 2q and 2q + 1.
+template <int kMatrices>
+__device__ __forceinline__ void stmatrix_transposed(uint32_t address,
+                                                    const uint32_t (&r)[kMatrices]) {
+  static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4, "stmatrix stores 1, 2 or 4");
+  if constexpr (kMatrices == 1) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(address),
+                 "r"(r[0])
+                 : "memory");
+  } else if constexpr (kMatrices == 2) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address),
+                 "r"(r[0]),
+                 "r"(r[1])
+                 : "memory");
+  } else {
+    asm volatile(
+        "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+        "r"(r[0]),
+        "r"(r[1]),
+        "r"(r[2]),
+        "r"(r[3])
+        : "memory");
+  }
+}
+
 // Matrix products (9.7.14.5.8).
 
 // d += a b with a 16x16, b 16x8 and d 16x8. With g = lane / 4, q = lane % 4, low half e = 0 first:
@@ -151,6 +267,155 @@ __device__ __forceinline__ void mma_m16n8k16<BFloat16>(float (&d)[4],
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Matrix products of a warpgroup on operands in shared memory (9.7.15). sm_90a.
+//
+// Four warps, the first a multiple of four, issue together: wgmma_fence, any number of products on
+// the same accumulators, wgmma_commit. The accumulators must not be touched from the first product
+// to a wait that covers the last.
+
+// The accumulators that the next product uses are as this thread's code has left them.
+template <int kRegisters>
+__device__ __forceinline__ void wgmma_fence(float (&d)[kRegisters]) {
+#pragma unroll
+  for (int i = 0; i < kRegisters; ++i)
+    asm volatile("" : "+f"(d[i])::"memory");
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+// Closes the group of products since the last call.
+__device__ __forceinline__ void wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// Waits until at most the newest kPending groups are in flight. What the others have read from
+// shared memory may be overwritten.
+template <int kPending>
+__device__ __forceinline__ void wgmma_wait() {
+  static_assert(kPending >= 0 && kPending <= 7, "takes 0 to 7 groups");
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+// Waits for all groups; `d` may be read.
+template <int kRegisters>
+__device__ __forceinline__ void wgmma_finish(float (&d)[kRegisters]) {
+  wgmma_wait<0>();
+#pragma unroll
+  for (int i = 0; i < kRegisters; ++i)
+    asm volatile("" : "+f"(d[i])::"memory");
+}
+
+// d = a b, or d += a b where `accumulate`: a 64x16, b 16xN and d 64xN with N = 2 kRegisters; a and
+// b by their descriptors, K-major. Register i of lane 4g + q of warp w: row 16w + g + 8 (i / 2 %
+// 2), column 8 (i / 4) + 2q + i % 2.
+template <typename element_t, int kRegisters>
+struct Wgmma;
+
+#define FUSED_INCEPTION_WGMMA(element_t, type, n, registers, operands, a, b, p)                   \
+  template <>                                                                                     \
+  struct Wgmma<element_t, n / 2> {                                                                \
+    __device__ __forceinline__ static void issue(float (&d)[n / 2],                               \
+                                                 uint64_t descriptor_a,                           \
+                                                 uint64_t descriptor_b,                           \
+                                                 bool accumulate) {                               \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" p                                         \
+                   ", 0;\n"                                                                       \
+                   "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" registers \
+                   "}, %" a ", %" b ", p, 1, 1, 0, 0;\n}"                                         \
+                   : operands                                                                     \
+                   : "l"(descriptor_a), "l"(descriptor_b), "r"(static_cast<int>(accumulate))      \
+                   : "memory");                                                                   \
+    }                                                                                             \
+  };
+
+#define FUSED_INCEPTION_OPERANDS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define FUSED_INCEPTION_OPERANDS_20(i)                                       \
+  FUSED_INCEPTION_OPERANDS_4(i), FUSED_INCEPTION_OPERANDS_4(i + 4),          \
+      FUSED_INCEPTION_OPERANDS_4(i + 8), FUSED_INCEPTION_OPERANDS_4(i + 12), \
+      FUSED_INCEPTION_OPERANDS_4(i + 16)
+#define FUSED_INCEPTION_OPERANDS_40(i) \
+  FUSED_INCEPTION_OPERANDS_20(i), FUSED_INCEPTION_OPERANDS_20(i + 20)
+#define FUSED_INCEPTION_OPERANDS_80(i) \
+  FUSED_INCEPTION_OPERANDS_40(i), FUSED_INCEPTION_OPERANDS_40(i + 40)
+#define FUSED_INCEPTION_REGISTERS_40                   \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, "           \
+  "%10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
+  "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, " \
+  "%30, %31, %32, %33, %34, %35, %36, %37, %38, %39"
+#define FUSED_INCEPTION_REGISTERS_80                   \
+  FUSED_INCEPTION_REGISTERS_40                         \
+  ", "                                                 \
+  "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, " \
+  "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, " \
+  "%60, %61, %62, %63, %64, %65, %66, %67, %68, %69, " \
+  "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+
+FUSED_INCEPTION_WGMMA(Float16,
+                      "f16",
+                      80,
+                      FUSED_INCEPTION_REGISTERS_40,
+                      FUSED_INCEPTION_OPERANDS_40(0),
+                      "40",
+                      "41",
+                      "42")
+FUSED_INCEPTION_WGMMA(Float16,
+                      "f16",
+                      160,
+                      FUSED_INCEPTION_REGISTERS_80,
+                      FUSED_INCEPTION_OPERANDS_80(0),
+                      "80",
+                      "81",
+                      "82")
+FUSED_INCEPTION_WGMMA(BFloat16,
+                      "bf16",
+                      80,
+                      FUSED_INCEPTION_REGISTERS_40,
+                      FUSED_INCEPTION_OPERANDS_40(0),
+                      "40",
+                      "41",
+                      "42")
+FUSED_INCEPTION_WGMMA(BFloat16,
+                      "bf16",
+                      160,
+                      FUSED_INCEPTION_REGISTERS_80,
+                      FUSED_INCEPTION_OPERANDS_80(0),
+                      "80",
+                      "81",
+                      "82")
+
+#undef FUSED_INCEPTION_WGMMA
+#undef FUSED_INCEPTION_OPERANDS_4
+#undef FUSED_INCEPTION_OPERANDS_20
+#undef FUSED_INCEPTION_OPERANDS_40
+#undef FUSED_INCEPTION_OPERANDS_80
+#undef FUSED_INCEPTION_REGISTERS_40
+#undef FUSED_INCEPTION_REGISTERS_80
+
+template <typename element_t, int kRegisters>
+__device__ __forceinline__ void wgmma_m64k16(float (&d)[kRegisters],
+                                             uint64_t descriptor_a,
+                                             uint64_t descriptor_b,
+                                             bool accumulate) {
+  Wgmma<element_t, kRegisters>::issue(d, descriptor_a, descriptor_b, accumulate);
+}
+
+// Registers of every thread of this warpgroup from here on, a multiple of 8 (9.7.19.5): fewer are
+// handed back to the block, more are waited for. sm_90a.
+template <int kRegisters>
+__device__ __forceinline__ void release_registers() {
+  static_assert(kRegisters >= 24 && kRegisters <= 256 && kRegisters % 8 == 0, "takes 24 to 256");
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void claim_registers() {
+  static_assert(kRegisters >= 24 && kRegisters <= 256 && kRegisters % 8 == 0, "takes 24 to 256");
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+// Ends the launch with an error: for code that this architecture does not have.
+__device__ __forceinline__ void trap() {
+  asm volatile("trap;");
 }
 
 // Conversions.

@@ -199,6 +199,19 @@ void factorized_conv2d_cuda_out(Tensor input,
 
   const int32_t device = input.get_device_index();
   const DeviceGuard guard(device);
+  if (configuration >= kNumSm80Configurations) {
+    int major = 0, minor = 0;
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    check(major == 9 && minor == 0,
+          kOp,
+          ": configuration ",
+          configuration,
+          " takes a device of compute capability 9.0, got ",
+          major,
+          ".",
+          minor);
+  }
   if (batch == 0) return;
 
   FactorizedConv2dParams params{
@@ -231,8 +244,12 @@ void factorized_conv2d_cuda_out(Tensor input,
     params.first_image = first;
     params.num_images = static_cast<int32_t>(std::min(images, batch - first));
     const cudaError_t error = dispatch_16_bit(kOp, type, [&](auto element) {
-      return launch_factorized_conv2d<decltype(element)>(
-          params, static_cast<int>(configuration), stream);
+      using Element = decltype(element);
+      const int number = static_cast<int>(configuration);
+      return number < kNumSm80Configurations
+                 ? launch_factorized_conv2d<Element>(params, number, stream)
+                 : launch_factorized_conv2d_sm90<Element>(
+                       params, number - kNumSm80Configurations, stream);
     });
     check(error == cudaSuccess,
           kOp,
@@ -262,9 +279,39 @@ std::vector<int64_t> factorized_conv2d_cuda_configurations(int64_t c_mid) {
   return numbers;
 }
 
+// Four numbers a configuration of sm_90a, which are numbered after those above: lines of a band (0:
+// none fits), pixels and filters of its tile, and bytes of shared memory.
+std::vector<int64_t> factorized_conv2d_cuda_sm90_configurations(int64_t c_in,
+                                                                int64_t c_mid,
+                                                                int64_t taps1,
+                                                                int64_t taps2,
+                                                                int64_t cross_size,
+                                                                int64_t line_size) {
+  for (int64_t channels : {c_in, c_mid})
+    check(channels >= 1 && channels <= kMaxChannels, kOp, ": channels must be 1 to 2^20");
+  for (int64_t size : {taps1, taps2, cross_size, line_size})
+    check(size >= 1 && size <= 1024, kOp, ": taps and sides must be 1 to 1024, got ", size);
+  FactorizedConv2dParams params = {};
+  params.c_in = static_cast<int32_t>(c_in);
+  params.c_mid = static_cast<int32_t>(c_mid);
+  params.taps1 = static_cast<int32_t>(taps1);
+  params.taps2 = static_cast<int32_t>(taps2);
+  params.cross_size = static_cast<int32_t>(cross_size);
+  params.line_size = static_cast<int32_t>(line_size);
+  std::vector<int64_t> numbers;
+  for (const Sm90Configuration& row : kSm90Configurations) {
+    const Sm90Band band = sm90_band(row.pixels, params);
+    numbers.insert(numbers.end(),
+                   {band.lines, row.pixels, row.filters(), shared_bytes(row, params)});
+  }
+  return numbers;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fused_inception, CompositeExplicitAutograd, m) {
+  m.impl("_factorized_conv2d_cuda_sm90_configurations",
+         TORCH_BOX(&factorized_conv2d_cuda_sm90_configurations));
   m.impl("_factorized_conv2d_cuda_configurations",
          TORCH_BOX(&factorized_conv2d_cuda_configurations));
 }

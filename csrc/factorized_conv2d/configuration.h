@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The configurations of the sm_80 kernels, and the shared memory that each takes: plain arithmetic.
+// The configurations of the kernels, and the shared memory that each takes: plain arithmetic.
 #pragma once
+
+#include "factorized_conv2d/params.h"
 
 #include <cstdint>
 
@@ -64,5 +66,66 @@ constexpr Sm80Configuration kSm80Configurations[] = {
 };
 constexpr int kNumSm80Configurations =
     static_cast<int>(sizeof(kSm80Configurations) / sizeof(kSm80Configurations[0]));
+
+// One way to run the pair on wgmma (sm90.cuh); one block a multiprocessor. The order of every sum
+// is the same in all of them, but it is not that of the sm_80 kernels: which of the two kinds runs
+// must not depend on the batch.
+struct Sm90Configuration {
+  int consumers;  // warpgroups that compute, 64 filters each
+  int pixels;     // of a tile
+  int stages;     // steps in the ring
+
+  constexpr int filters() const { return 64 * consumers; }
+  constexpr int threads() const { return 128 * (consumers + 1); }
+  // The barriers; the ring, a row of filters longer so that copies meet no bank twice; 512 bytes a
+  // warp for the results.
+  constexpr int fixed_shared_bytes() const {
+    const int barriers = round_up((2 * stages + 2) * 8, 128);
+    const int ring = stages * (kBlockK / 8) * (filters() + 1) * 16;
+    return round_up(barriers + ring + consumers * 4 * 512, 128);
+  }
+};
+
+// Numbered after those of kSm80Configurations.
+constexpr Sm90Configuration kSm90Configurations[] = {
+    // consumers, pixels, stages
+    {3, 160, 3},
+    {3, 80, 6},
+    {2, 160, 5},
+    {2, 80, 8},
+};
+constexpr int kNumSm90Configurations =
+    static_cast<int>(sizeof(kSm90Configurations) / sizeof(kSm90Configurations[0]));
+
+// The bands of a problem. Rows of input and mid are pixels; a pitch counts the rows from one eight
+// channels to the next, and is odd so that neighbouring channels are in distinct banks.
+struct Sm90Band {
+  int lines;  // of a band; 0 where no line fits
+  int input_rows;
+  int input_pitch;
+  int mid_pitch;
+};
+
+FUSED_INCEPTION_HOST_DEVICE constexpr Sm90Band sm90_band(int pixels,
+                                                         const FactorizedConv2dParams& params) {
+  const int most = pixels / params.line_size;
+  if (most == 0) return {0, 0, 0, 0};
+  // Bands of an image as equal as can be.
+  const int bands = (params.cross_size + most - 1) / most;
+  const int lines = (params.cross_size + bands - 1) / bands;
+  const int input_rows = (params.taps1 - 1) * params.line_size + pixels;
+  const int mid_rows = (params.taps2 - 1) * lines + pixels;
+  return {lines, input_rows, input_rows | 1, mid_rows | 1};
+}
+
+// Bytes of dynamic shared memory of a block.
+constexpr int64_t shared_bytes(const Sm90Configuration& configuration,
+                               const FactorizedConv2dParams& params) {
+  const Sm90Band band = sm90_band(configuration.pixels, params);
+  if (band.lines == 0) return 0;
+  return configuration.fixed_shared_bytes() +
+         int64_t{2} * band.input_pitch * round_up(params.c_in, kBlockK) +
+         int64_t{2} * band.mid_pitch * round_up(params.c_mid, kBlockK);
+}
 
 }  // namespace fused_inception

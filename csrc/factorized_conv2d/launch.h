@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the host code calls; sm80_launch.cuh defines it, one .cu per element type instantiates it.
+// What the host code calls; sm80_launch.cuh and sm90_launch.cuh define it, one .cu each per element
+// type instantiates it.
 #pragma once
 
 #include "factorized_conv2d/params.h"
@@ -8,11 +9,18 @@
 
 namespace fused_inception {
 
-// Runs `configuration` (a row of the table in configuration.h) on `stream`. A problem that the
+// Runs `configuration` (a row of kSm80Configurations) on `stream`. A problem that the
 // configuration does not take is cudaErrorInvalidValue, and nothing is launched.
 template <typename Element>
 cudaError_t launch_factorized_conv2d(const FactorizedConv2dParams& params,
                                      int configuration,
                                      cudaStream_t stream);
+
+// The same for a row of kSm90Configurations, on a device of compute capability 9.0. Elsewhere the
+// launch traps.
+template <typename Element>
+cudaError_t launch_factorized_conv2d_sm90(const FactorizedConv2dParams& params,
+                                          int configuration,
+                                          cudaStream_t stream);
 
 }  // namespace fused_inception

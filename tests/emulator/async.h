@@ -20,6 +20,7 @@ class AsyncOperation {
   AsyncOperation(Actor actor, Epoch epoch) : actor(actor), epoch(epoch) {}
   virtual ~AsyncOperation() = default;
   virtual void land() = 0;
+  virtual bool in_order() const { return false; }  // after the earlier operations of its actor
 
   const Actor actor;
   const Epoch epoch;  // waits count in epochs of the actor: the group of a cp.async
@@ -40,14 +41,14 @@ class AsyncEngine {
     queue.push_back(std::move(operation));
   }
 
-  // Lands what `actor` has in flight up to `epoch`, in random order.
+  // Lands what `actor` has in flight up to `epoch`, in random order where the unit has none.
   template <typename Random>
   void force(Actor actor, Epoch epoch, Random& random) {
     Queue& queue = by_actor_[static_cast<size_t>(actor)];
     if (queue.empty()) return;
-    const auto later = std::partition(
+    const auto later = std::stable_partition(
         queue.begin(), queue.end(), [&](const auto& o) { return o->epoch <= epoch; });
-    std::shuffle(queue.begin(), later, random);
+    if (!queue.front()->in_order()) std::shuffle(queue.begin(), later, random);
     std::for_each(queue.begin(), later, [](const auto& operation) { operation->land(); });
     queue.erase(queue.begin(), later);
     if (queue.empty()) busy_.erase(std::find(busy_.begin(), busy_.end(), actor));
@@ -59,17 +60,21 @@ class AsyncEngine {
     if (busy_.empty()) return false;
     const size_t i = random() % busy_.size();
     Queue& queue = by_actor_[static_cast<size_t>(busy_[i])];
-    std::swap(queue[random() % queue.size()], queue.back());
-    queue.back()->land();
-    queue.pop_back();
+    const auto next = queue.front()->in_order()
+                          ? queue.begin()
+                          : queue.begin() + static_cast<std::ptrdiff_t>(random() % queue.size());
+    const std::unique_ptr<AsyncOperation> operation = std::move(*next);
+    queue.erase(next);
     if (queue.empty()) {
       busy_[i] = busy_.back();
       busy_.pop_back();
     }
+    operation->land();
     return true;
   }
 
   bool in_flight(Actor actor) const { return !by_actor_[static_cast<size_t>(actor)].empty(); }
+  bool any_in_flight() const { return !busy_.empty(); }
   Landing landing() const { return landing_; }
 
  private:

@@ -8,8 +8,19 @@
 namespace emulator {
 
 HappensBefore::HappensBefore(int threads) : threads_count_(threads) {
-  const auto start = std::make_shared<const Clock>(static_cast<size_t>(2 * threads), 0);
-  threads_.assign(static_cast<size_t>(threads), State{start, 1, 0});
+  const auto start = std::make_shared<const Clock>(static_cast<size_t>(actors()), 0);
+  threads_.assign(static_cast<size_t>(threads), State{start, 1, 0, 0, 0, 0});
+}
+
+void HappensBefore::fence(int thread) {
+  State& state = threads_[thread];
+  state.fenced = state.epoch++;
+  state.copies_fenced = state.copies_done;
+}
+
+void HappensBefore::matrix_done(int thread, Epoch epoch) {
+  State& state = threads_[thread];
+  state.matrix_done = std::max(state.matrix_done, epoch);
 }
 
 void HappensBefore::copies_done(int thread, Epoch epoch) {
@@ -30,40 +41,89 @@ void HappensBefore::release(int thread, Release& into) {
       clock[i] = std::max(clock[i], base[i]);
     into.merged_.push_back(state.base);
   }
-  Epoch& own = (*into.clock_)[static_cast<size_t>(thread_actor(thread))];
-  own = std::max(own, state.epoch);
-  Epoch& copies = (*into.clock_)[static_cast<size_t>(copy_actor(thread))];
-  copies = std::max(copies, state.copies_done);
+  release(thread_actor(thread), state.epoch, into);
+  release(copy_actor(thread), state.copies_done, into);
+  release(fenced(thread_actor(thread)), state.fenced, into);
+  release(fenced(copy_actor(thread)), state.copies_fenced, into);
+  release(matrix_actor(thread), state.matrix_done, into);
   ++state.epoch;
+}
+
+void HappensBefore::release(Actor actor, Epoch epoch, Release& into) const {
+  if (into.empty()) into.clock_ = std::make_shared<Clock>(static_cast<size_t>(actors()), 0);
+  Epoch& entry = (*into.clock_)[static_cast<size_t>(actor)];
+  entry = std::max(entry, epoch);
 }
 
 void HappensBefore::acquire(int thread, const Release& from) {
   threads_[thread].base = from.clock_;
 }
 
+void HappensBefore::join(int thread, const Release& from) {
+  State& state = threads_[thread];
+  if (from.empty() || state.base == from.clock_) return;
+  if (state.base != joined_base_ || from.clock_ != joined_from_) {
+    auto both = std::make_shared<Clock>(*state.base);
+    for (size_t i = 0; i < both->size(); ++i)
+      (*both)[i] = std::max((*both)[i], (*from.clock_)[i]);
+    joined_base_ = state.base;
+    joined_from_ = from.clock_;
+    joined_ = both;
+  }
+  state.base = joined_;
+}
+
 Shadow::Shadow(size_t bytes, const HappensBefore* order) : cells_((bytes + 1) / 2), order_(order) {}
 
 std::string Shadow::who(Actor actor) const {
-  const Actor first_copy = order_->copy_actor(0);
-  if (actor < first_copy) return "thread " + std::to_string(actor);
-  return "an asynchronous copy of thread " + std::to_string(actor - first_copy);
+  const Actor copies = order_->copy_actor(0), matrices = order_->matrix_actor(0);
+  const Actor bulk = order_->bulk_actor(0);
+  if (actor < copies) return "thread " + std::to_string(actor);
+  if (actor < matrices) return "an asynchronous copy of thread " + std::to_string(actor - copies);
+  if (actor < bulk) return "a product of warpgroup " + std::to_string(actor - matrices);
+  return "a bulk copy of mbarrier " + std::to_string(actor - bulk);
+}
+
+bool Shadow::ordered(const Issuer& issuer, const Access& other) const {
+  for (int i = 0; i < issuer.threads; ++i) {
+    const int thread = issuer.first + i;
+    if (issuer.async_proxy ? !order_->visible(thread, other.actor, other.epoch)
+                           : !order_->ordered(thread, other.actor, other.epoch))
+      return false;
+  }
+  return true;
 }
 
 std::string Shadow::conflict(bool write,
                              bool other_writes,
                              const Access& other,
                              size_t offset,
+                             const Issuer& issuer,
                              Actor actor,
                              int site) const {
-  return "race: " + who(actor) + (write ? " writes" : " reads") + " shared memory at offset " +
-         std::to_string(offset) + " (" + site_name(site) + ") without being ordered after " +
-         who(other.actor) + ", which " + (other_writes ? "writes" : "reads") + " it (" +
-         site_name(other.site) + ")";
+  const bool fence_only =
+      issuer.async_proxy && ordered({issuer.first, issuer.threads, false}, other);
+  return (fence_only ? "no fence_proxy_async: " : "race: ") + who(actor) +
+         (write ? " writes" : " reads") + " shared memory at offset " + std::to_string(offset) +
+         " (" + site_name(site) + ") without being ordered after " + who(other.actor) + ", which " +
+         (other_writes ? "writes" : "reads") + " it (" + site_name(other.site) + ")";
 }
 
-std::string Shadow::access(
-    bool write, size_t offset, size_t bytes, int thread, Actor actor, Epoch epoch, int site) {
+std::string Shadow::access(bool write,
+                           size_t offset,
+                           size_t bytes,
+                           const Issuer& issuer,
+                           Actor actor,
+                           Epoch epoch,
+                           int site) {
   const size_t end = (offset + bytes + 1) / 2;
+  Access good;  // the last that was found ordered: neighbours mostly share it
+  const auto is_ordered = [&](const Access& other) {
+    if (other.actor == good.actor && other.epoch == good.epoch) return true;
+    if (!ordered(issuer, other)) return false;
+    good = other;
+    return true;
+  };
   for (size_t i = offset / 2; i < end; ++i) {
     Cell& cell = cells_[i];
     if (cell.writer.actor == kNobody) {
@@ -71,13 +131,13 @@ std::string Shadow::access(
         return who(actor) + " reads shared memory at offset " + std::to_string(2 * i) + " (" +
                site_name(site) + "), which nobody has written";
       }
-    } else if (!order_->ordered(thread, cell.writer.actor, cell.writer.epoch)) {
-      return conflict(write, true, cell.writer, 2 * i, actor, site);
+    } else if (!is_ordered(cell.writer)) {
+      return conflict(write, true, cell.writer, 2 * i, issuer, actor, site);
     }
     if (write) {
       for (Access& reader : cell.readers) {
-        if (reader.actor != kNobody && !order_->ordered(thread, reader.actor, reader.epoch)) {
-          return conflict(true, false, reader, 2 * i, actor, site);
+        if (reader.actor != kNobody && !is_ordered(reader)) {
+          return conflict(true, false, reader, 2 * i, issuer, actor, site);
         }
         reader = {};
       }
@@ -87,7 +147,8 @@ std::string Shadow::access(
       // this one is ordered after that one. Where no place is free, the oldest goes.
       Access* place = nullptr;
       for (Access& reader : cell.readers) {
-        if (reader.actor == kNobody || order_->ordered(thread, reader.actor, reader.epoch)) {
+        if (reader.actor == kNobody || reader.actor == actor ||
+            order_->ordered(issuer.first, reader.actor, reader.epoch)) {
           place = &reader;
           break;
         }

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Prints the rows of kSm80Configurations, with the shared memory that `c_mid` channels take.
+// Prints the rows of kSm80Configurations and kSm90Configurations, with the shared memory that
+// `c_mid` channels take: in the input as well, on maps of 17x17 and with 7 taps, where that
+// matters.
 #include "emulator/driver.h"
 #include "factorized_conv2d/configuration.h"
 
@@ -14,6 +16,18 @@ int main(int argc, char** argv) {
                 row.threads(),
                 row.min_blocks,
                 static_cast<long long>(shared_bytes(row, c_mid)));
+  }
+  fused_inception::FactorizedConv2dParams pair = {};
+  pair.cross_size = pair.line_size = static_cast<int>(arguments.number("side", 17));
+  pair.taps1 = pair.taps2 = static_cast<int>(arguments.number("taps", 7));
+  pair.c_in = static_cast<int>(arguments.number("c_in", c_mid));
+  pair.c_mid = c_mid;
+  for (const fused_inception::Sm90Configuration& row : fused_inception::kSm90Configurations) {
+    std::printf("sm90-%dx%d %d 1 %lld\n",
+                row.filters(),
+                row.pixels,
+                row.threads(),
+                static_cast<long long>(shared_bytes(row, pair)));
   }
   return 0;
 }

@@ -23,6 +23,7 @@ struct Options {
   std::string mutated_site;
   bool weaken = false;
   int64_t shared_limit = 227 * 1024;  // bytes that a block may have
+  int multiprocessors = 2;            // that a launch is told of
 };
 
 void configure(const Options& options);
@@ -35,6 +36,8 @@ void* allocate(const std::string& name, size_t bytes, Access access);
 
 // Runs `kernel` once per thread of every block. False where something went wrong: see `fault`.
 bool run_grid(int64_t blocks, int threads, int64_t shared_bytes, std::function<void()> kernel);
+
+int multiprocessors();
 
 // The first thing that went wrong, or an empty string.
 const std::string& fault();

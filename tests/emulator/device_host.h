@@ -39,6 +39,17 @@ void* dynamic_smem();
 void named_barrier(int id, int threads, bool waits, const Site& site);
 void cp_async_wait(int pending, const Site& site);
 void ldmatrix(uint32_t* r, int matrices, bool transposed, uint32_t address, const Site& site);
+void stmatrix(const uint32_t* r, int matrices, bool transposed, uint32_t address, const Site& site);
+void wgmma_fence(const Site& site);
+void wgmma_wait(int pending, const Site& site);
+void wgmma_m64k16(Element element,
+                  float* d,
+                  int registers,
+                  uint64_t a,
+                  uint64_t b,
+                  bool accumulate,
+                  const Site& site);
+void set_registers(int registers, const Site& site);
 void mma_m16n8k16(
     Element element, float* d, const uint32_t* a, const uint32_t* b, const Site& site);
 uint32_t pack2(Element element, float low, float high);
@@ -50,8 +61,12 @@ namespace fused_inception::device {
 
 using emulator::Site;
 
+// The emulator has every primitive of every architecture.
+constexpr bool kHasWgmma = true;
+
 int thread_index();
 int block_index();
+int grid_size();
 
 template <typename T>
 inline T* dynamic_smem() {
@@ -67,6 +82,18 @@ inline void named_barrier_sync(int id, int threads, Site site = Site::current())
 inline void named_barrier_arrive(int id, int threads, Site site = Site::current()) {
   emulator::named_barrier(id, threads, false, site);
 }
+
+void mbarrier_init(uint32_t barrier, int arrivals, Site site = Site::current());
+void mbarrier_init_fence(Site site = Site::current());
+void mbarrier_arrive(uint32_t barrier, Site site = Site::current());
+void mbarrier_arrive_expect_tx(uint32_t barrier, int bytes, Site site = Site::current());
+void mbarrier_wait(uint32_t barrier, int parity, Site site = Site::current());
+void fence_proxy_async(Site site = Site::current());
+void bulk_copy(uint32_t destination,
+               const void* source,
+               int bytes,
+               uint32_t barrier,
+               Site site = Site::current());
 
 void cp_async_16(uint32_t destination, const void* source, int bytes, Site site = Site::current());
 void cp_async_commit(Site site = Site::current());
@@ -85,6 +112,52 @@ inline void ldmatrix_transposed(uint32_t (&r)[kMatrices],
                                 Site site = Site::current()) {
   emulator::ldmatrix(r, kMatrices, true, address, site);
 }
+
+template <int kMatrices>
+inline void stmatrix(uint32_t address,
+                     const uint32_t (&r)[kMatrices],
+                     Site site = Site::current()) {
+  emulator::stmatrix(r, kMatrices, false, address, site);
+}
+template <int kMatrices>
+inline void stmatrix_transposed(uint32_t address,
+                                const uint32_t (&r)[kMatrices],
+                                Site site = Site::current()) {
+  emulator::stmatrix(r, kMatrices, true, address, site);
+}
+
+template <int kRegisters>
+inline void wgmma_fence(float (&)[kRegisters], Site site = Site::current()) {
+  emulator::wgmma_fence(site);
+}
+void wgmma_commit(Site site = Site::current());
+template <int kPending>
+inline void wgmma_wait(Site site = Site::current()) {
+  emulator::wgmma_wait(kPending, site);
+}
+template <int kRegisters>
+inline void wgmma_finish(float (&)[kRegisters], Site site = Site::current()) {
+  emulator::wgmma_wait(0, site);
+}
+template <typename element_t, int kRegisters>
+inline void wgmma_m64k16(float (&d)[kRegisters],
+                         uint64_t descriptor_a,
+                         uint64_t descriptor_b,
+                         bool accumulate,
+                         Site site = Site::current()) {
+  emulator::wgmma_m64k16(
+      emulator::element<element_t>(), d, kRegisters, descriptor_a, descriptor_b, accumulate, site);
+}
+
+template <int kRegisters>
+inline void release_registers(Site site = Site::current()) {
+  emulator::set_registers(kRegisters, site);
+}
+template <int kRegisters>
+inline void claim_registers(Site site = Site::current()) {
+  emulator::set_registers(kRegisters, site);
+}
+void trap();
 
 template <typename element_t>
 inline void mma_m16n8k16(float (&d)[4],

@@ -97,6 +97,8 @@ inline void configure(const Arguments& arguments) {
   options.mutated_site = arguments.text("mutate", "");
   options.weaken = arguments.number("weaken", 0) != 0;
   options.shared_limit = arguments.number("shared_limit", options.shared_limit);
+  options.multiprocessors =
+      static_cast<int>(arguments.number("multiprocessors", options.multiprocessors));
   emulator::configure(options);
 }
 inline int report() {

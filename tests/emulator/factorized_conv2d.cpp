@@ -2,6 +2,7 @@
 // Runs the pair once: operands from raw files, any configuration, the output into a raw file.
 #include "emulator/driver.h"
 #include "factorized_conv2d/sm80_launch.cuh"
+#include "factorized_conv2d/sm90_launch.cuh"
 
 namespace {
 
@@ -64,15 +65,20 @@ int main(int argc, char** argv) {
             .get();
   }
 
+  const auto launch = [&](auto element) {
+    using Element = decltype(element);
+    return configuration < kNumSm80Configurations
+               ? launch_factorized_conv2d<Element>(params, configuration, nullptr)
+               : launch_factorized_conv2d_sm90<Element>(
+                     params, configuration - kNumSm80Configurations, nullptr);
+  };
   const bool bfloat16 = arguments.text("dtype") == "bfloat16";
 #ifdef __SANITIZE_ADDRESS__
   // One element type is half the time to compile.
   if (!bfloat16) driver::die("built for bfloat16 only");
-  const device::Status status = launch_factorized_conv2d<BFloat16>(params, configuration, nullptr);
+  const device::Status status = launch(BFloat16{});
 #else
-  const device::Status status =
-      bfloat16 ? launch_factorized_conv2d<BFloat16>(params, configuration, nullptr)
-               : launch_factorized_conv2d<Float16>(params, configuration, nullptr);
+  const device::Status status = bfloat16 ? launch(BFloat16{}) : launch(Float16{});
 #endif
   if (status == device::kInvalidValue) {
     std::printf("refused\n");

@@ -13,6 +13,10 @@ enum class Status { kOk, kBadValue, kFault };
 inline constexpr Status kSuccess = Status::kOk;
 inline constexpr Status kInvalidValue = Status::kBadValue;
 
+inline int multiprocessors() {
+  return emulator::multiprocessors();
+}
+
 template <typename Params>
 Status launch(void (*kernel)(Params),
               int64_t blocks,

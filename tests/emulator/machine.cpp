@@ -88,6 +88,10 @@ void run_thread(void*) {
   if (block.async().in_flight(block.order().copy_actor(thread.index))) {
     fail("exits with copies in flight: cp_async_wait is missing");
   }
+  for (const auto& tile : block.warpgroup(thread.index).tiles) {
+    if (!tile->returned[thread.index % kWarpgroupThreads])
+      fail("exits with accumulators in flight: wgmma_finish is missing");
+  }
   block.current().exited = true;
   block.leave();
 }
@@ -111,6 +115,9 @@ const std::map<std::string, std::string>& sites() {
 }
 BankCount bank_count() {
   return banks;
+}
+int multiprocessors() {
+  return options.multiprocessors;
 }
 
 void count_banks(int conflicts) {
@@ -268,7 +275,7 @@ bool run_grid(int64_t blocks, int threads, int64_t shared_bytes, std::function<v
     poison(shared_window(), kSharedBase);
     poison(shared_window() + kSharedBase + shared_bytes,
            kSharedWindow - kSharedBase - static_cast<size_t>(shared_bytes));
-    Block(i, threads, static_cast<size_t>(shared_bytes), options).run(kernel);
+    Block(i, blocks, threads, static_cast<size_t>(shared_bytes), options).run(kernel);
   }
   return first_fault.empty();
 }
@@ -285,17 +292,19 @@ Landing choose_landing(const Options& chosen, std::mt19937_64& random) {
 
 }  // namespace
 
-Block::Block(int64_t index, int threads, size_t shared_bytes, const Options& chosen)
+Block::Block(int64_t index, int64_t grid, int threads, size_t shared_bytes, const Options& chosen)
     : index_(index),
+      grid_(grid),
       shared_bytes_(shared_bytes),
       races_(chosen.races),
       random_(chosen.seed * 0x9e3779b97f4a7c15u + static_cast<uint64_t>(index)),
       order_(threads),
       shadow_(chosen.races ? shared_bytes : 0, &order_),
-      async_(2 * threads, choose_landing(chosen, random_)),
+      async_(order_.actors(), choose_landing(chosen, random_)),
       threads_(static_cast<size_t>(threads)),
       warps_(static_cast<size_t>(threads / kWarpSize)),
-      priority_(warps_.size()) {
+      priority_(warps_.size()),
+      warpgroups_(static_cast<size_t>((threads + kWarpgroupThreads - 1) / kWarpgroupThreads)) {
   if (chosen.swarm) {
     constexpr Policy kPolicies[] = {
         Policy::kRandom, Policy::kWarpPriority, Policy::kLastInFirstOut};
@@ -317,6 +326,7 @@ Block::Block(int64_t index, int threads, size_t shared_bytes, const Options& cho
 void Block::run(const std::function<void()>& kernel) {
   running_block = this;
   running_kernel = &kernel;
+  const auto exited = [](const Thread& thread) { return thread.exited; };
   for (int i = 0; i < size(); ++i) {
     fibers[static_cast<size_t>(i)]->start(run_thread, nullptr);
     wake(i);
@@ -326,6 +336,10 @@ void Block::run(const std::function<void()>& kernel) {
     current_ = pick();
     if (current_ < 0) {
       // What is in flight may be what they wait for.
+      if (async_.any_in_flight() && std::all_of(threads_.begin(), threads_.end(), exited)) {
+        first_fault = "block " + std::to_string(index_) + ": ends with bulk copies in flight";
+        break;
+      }
       if (async_.land_one(random_)) continue;
       break;
     }
@@ -333,7 +347,6 @@ void Block::run(const std::function<void()>& kernel) {
     if (!first_fault.empty()) break;
   }
   running_block = nullptr;
-  const auto exited = [](const Thread& thread) { return thread.exited; };
   if (first_fault.empty() && !std::all_of(threads_.begin(), threads_.end(), exited))
     first_fault = deadlock();
 }
@@ -483,11 +496,15 @@ char* Block::resolve(uint32_t address, size_t bytes, size_t alignment, const cha
   return shared_window() + address;
 }
 
-void Block::touch(
-    bool write, size_t offset, size_t bytes, int thread, Actor actor, Epoch epoch, int site) {
+void Block::touch(bool write,
+                  size_t offset,
+                  size_t bytes,
+                  const Shadow::Issuer& issuer,
+                  Actor actor,
+                  Epoch epoch,
+                  int site) {
   if (!races_) return;
-  const std::string wrong = write ? shadow_.write(offset, bytes, thread, actor, epoch, site)
-                                  : shadow_.read(offset, bytes, thread, actor, epoch, site);
+  const std::string wrong = shadow_.access(write, offset, bytes, issuer, actor, epoch, site);
   if (!wrong.empty()) fail(wrong);
 }
 

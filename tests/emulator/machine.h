@@ -14,6 +14,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
@@ -49,7 +50,9 @@ struct Thread {
   bool exited = false;
   const char* wait = nullptr;  // the primitive it is suspended in, and where
   int wait_site = 0;
-  Epoch groups = 0;  // of cp.async that it has committed
+  Epoch groups = 0;         // of cp.async that it has committed
+  Epoch matrix_groups = 0;  // of wgmma
+  bool fenced = false;      // by wgmma_fence, since it last got accumulators back
 };
 
 struct Warp {
@@ -69,14 +72,42 @@ struct Barrier {
   HappensBefore::Release release;
 };
 
+// An mbarrier. Bulk copies count by what is left of their bytes.
+struct Mbarrier {
+  int number = 0;  // of the block's; its bulk copies are an actor
+  int arrivals = 0;
+  int pending = 0;
+  int64_t bytes = 0;
+  Epoch phase = 0;
+  bool known = false;  // by mbarrier_init_fence
+  std::vector<int> waiting;
+  HappensBefore::Release next, complete;  // what the phase under way, and the last one, release
+};
+
+// Accumulators between the first product and the wait: the registers hold NaN meanwhile.
+struct Tile {
+  std::vector<float> d;  // [64][columns]
+  int columns = 0;
+  float* registers[kWarpgroupThreads] = {};
+  bool returned[kWarpgroupThreads] = {};
+  Epoch group = 0;  // of its last product
+};
+
+struct Warpgroup {
+  int warps = 0;  // that have come to the product being issued
+  void* arguments[kWarpgroupThreads] = {};
+  std::vector<std::shared_ptr<Tile>> tiles;
+};
+
 class Block {
  public:
-  Block(int64_t index, int threads, size_t shared_bytes, const Options& options);
+  Block(int64_t index, int64_t grid, int threads, size_t shared_bytes, const Options& options);
 
   // Runs all threads to their end, or to the first fault.
   void run(const std::function<void()>& kernel);
 
   int64_t index() const { return index_; }
+  int64_t grid() const { return grid_; }
   int size() const { return static_cast<int>(threads_.size()); }
   size_t shared_bytes() const { return shared_bytes_; }
   Thread& current() { return threads_[static_cast<size_t>(current_)]; }
@@ -103,17 +134,34 @@ class Block {
 
   // Judges an access to shared memory that `thread` makes or issues.
   void touch(
-      bool write, size_t offset, size_t bytes, int thread, Actor actor, Epoch epoch, int site);
+      bool write, size_t offset, size_t bytes, int thread, Actor actor, Epoch epoch, int site) {
+    touch(write, offset, bytes, Shadow::Issuer{thread, 1, false}, actor, epoch, site);
+  }
+  void touch(bool write,
+             size_t offset,
+             size_t bytes,
+             const Shadow::Issuer& issuer,
+             Actor actor,
+             Epoch epoch,
+             int site);
+
+  std::map<uint32_t, Mbarrier>& mbarriers() { return mbarriers_; }
+  Warpgroup& warpgroup(int thread) {
+    return warpgroups_[static_cast<size_t>(thread / kWarpgroupThreads)];
+  }
+  Thread& thread(int index) { return threads_[static_cast<size_t>(index)]; }
+
+  void suspend(const char* primitive, int site);
+  void wake(int thread);
 
  private:
   enum class Policy { kInTurn, kRandom, kWarpPriority, kLastInFirstOut };
 
-  void suspend(const char* primitive, int site);
-  void wake(int thread);
   int pick();
   std::string deadlock() const;
 
   int64_t index_;
+  int64_t grid_;
   size_t shared_bytes_;
   bool races_;
   std::mt19937_64 random_;
@@ -128,6 +176,8 @@ class Block {
   std::vector<int> ready_warps_;
   std::vector<uint64_t> priority_;  // of the warps
   Barrier barriers_[kNamedBarriers];
+  std::map<uint32_t, Mbarrier> mbarriers_;  // by address
+  std::vector<Warpgroup> warpgroups_;
   int current_ = -1;
 };
 

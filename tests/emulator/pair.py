@@ -27,7 +27,7 @@ def _channels_last(tensor: torch.Tensor, channels: int) -> torch.Tensor:
 
 
 class Configuration(NamedTuple):
-    """A row of the table in csrc/factorized_conv2d/configuration.h."""
+    """A row of the tables in csrc/factorized_conv2d/configuration.h, those of sm_90a last."""
 
     name: str
     threads: int
@@ -38,9 +38,16 @@ class Configuration(NamedTuple):
     def bands(self) -> bool:
         return self.name.startswith("bands")
 
+    @property
+    def sm90(self) -> bool:
+        return self.name.startswith("sm90")
+
 
 def configurations(c_mid: int, binary: Path | None = None) -> list[Configuration]:
-    """The table, with the shared memory that `c_mid` channels take."""
+    """The tables, with the shared memory that `c_mid` channels take.
+
+    That of sm_90a is for maps of 17x17, 7 taps and as many input channels.
+    """
     lines = programs.run_lines(binary or programs.build("configurations"), c_mid=c_mid)
     return [Configuration(name, *map(int, sizes)) for name, *sizes in map(str.split, lines)]
 
@@ -65,7 +72,7 @@ def run_pair(
 
     The output is (N, out_channels, H, W), by default Cout rounded up to what the kernel may write,
     and NaN where nobody wrote. `options` go to the program: schedule, seed, races, mutate, weaken,
-    shared_limit.
+    shared_limit, multiprocessors.
     """
     dtype = inputs.input.dtype
     c_in, c_mid, c_out = (padded(c) for c in (shape.c_in, shape.c_mid, shape.c_out))

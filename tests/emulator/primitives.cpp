@@ -161,6 +161,42 @@ bool perform_ldmatrix(Block& block, int first_thread, void* const* arguments) {
   return true;
 }
 
+struct StmatrixCall {
+  const uint32_t* r;
+  uint32_t address;
+  int matrices;
+  bool transposed;
+  int site;
+};
+
+bool perform_stmatrix(Block& block, int first_thread, void* const* arguments) {
+  const auto call = [&](int lane) -> const StmatrixCall& {
+    return *static_cast<const StmatrixCall*>(arguments[lane]);
+  };
+  const StmatrixCall& first = call(0);
+  for (int j = 0; j < first.matrices; ++j) {
+    for (int row = 0; row < 8; ++row) {
+      uint16_t values[8];
+      for (int column = 0; column < 8; ++column) {
+        const int g = first.transposed ? column : row, pair = first.transposed ? row : column;
+        values[column] = static_cast<uint16_t>(call(4 * g + pair / 2).r[j] >> 16 * (pair % 2));
+      }
+      const int thread = first_thread + 8 * j + row;
+      const uint32_t address = call(8 * j + row).address;
+      char* target = block.resolve(address, 16, 16, "stmatrix");
+      block.touch(true,
+                  address - kSharedBase,
+                  16,
+                  thread,
+                  block.order().thread_actor(thread),
+                  block.order().now(thread),
+                  first.site);
+      std::memcpy(target, values, 16);
+    }
+  }
+  return true;
+}
+
 struct MmaCall {
   Element element;
   float* d;
@@ -237,6 +273,13 @@ void ldmatrix(uint32_t* r, int matrices, bool transposed, uint32_t address, cons
       transposed ? "ldmatrix_transposed" : "ldmatrix", site, matrices, &call, perform_ldmatrix);
 }
 
+void stmatrix(
+    const uint32_t* r, int matrices, bool transposed, uint32_t address, const Site& site) {
+  StmatrixCall call{r, address, matrices, transposed, site_number(site)};
+  block().collective(
+      transposed ? "stmatrix_transposed" : "stmatrix", site, matrices, &call, perform_stmatrix);
+}
+
 void mma_m16n8k16(
     Element element, float* d, const uint32_t* a, const uint32_t* b, const Site& site) {
   MmaCall call{element, d, a, b};
@@ -265,6 +308,13 @@ int thread_index() {
 }
 int block_index() {
   return static_cast<int>(current_block()->index());
+}
+int grid_size() {
+  return static_cast<int>(current_block()->grid());
+}
+
+void trap() {
+  emulator::fail("trap");
 }
 
 uint32_t smem_u32(const void* pointer) {

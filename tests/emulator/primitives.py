@@ -120,6 +120,48 @@ def ldmatrix(matrices: int, transposed: bool, seed: int) -> Case:
     return Case(memory, registers.view(torch.int32).flatten(), rows, shared_bytes=128 * matrices)
 
 
+def stmatrix(matrices: int, transposed: bool, seed: int) -> Case:
+    """What ldmatrix loads, stored: the same registers and rows, with memory as the result."""
+    case = ldmatrix(matrices, transposed, seed)
+    return case._replace(first=case.expected, expected=case.first.flatten())
+
+
+def bulk_copy(seed: int) -> Case:
+    pieces = _integers((8, 32, 4), 2**30, seed).to(torch.int32)
+    return Case(pieces, pieces.flip(1).flatten(), threads=64, shared_bytes=2 * 512 + 32)
+
+
+def wgmma(
+    dtype: str, columns: int, seed: int, *, shift_a: int = 0, shift_b: int = 0, k: int = 48
+) -> Case:
+    """Rows from `shift_a` and `shift_b` on of operands that have a few rows more."""
+    rows_a, rows_b = 64 + 37, columns + 29
+    a = _integers((rows_a, k), 8, seed).to(DTYPES[dtype])
+    b = _integers((rows_b, k), 8, seed + 1).to(DTYPES[dtype])
+
+    def in_memory(operand: torch.Tensor) -> torch.Tensor:  # [k / 8][row][8]
+        return operand.view(-1, k // 8, 8).transpose(0, 1).contiguous()
+
+    product = a[shift_a : shift_a + 64].float() @ b[shift_b : shift_b + columns].float().T
+    return Case(
+        in_memory(a),
+        product.flatten(),
+        in_memory(b),
+        torch.tensor([rows_a, rows_b, shift_a, shift_b, k], dtype=torch.int32),
+        threads=128,
+        shared_bytes=2 * k * (rows_a + rows_b),
+    )
+
+
+def registers(seed: int) -> Case:
+    values = _integers((256,), 1000, seed).to(torch.int32)
+    return Case(values, values, threads=256)
+
+
+def grid_size(seed: int) -> Case:
+    return Case(torch.zeros(1), torch.full((96,), 3, dtype=torch.int32), blocks=3)
+
+
 def mma(dtype: str, seed: int) -> Case:
     a, b, c = (
         _integers(size, 8, seed + i).float() for i, size in enumerate(((16, 16), (16, 8), (16, 8)))
@@ -200,6 +242,13 @@ def relu(seed: int) -> Case:
     return Case(values, torch.where(values < 0, 0.0, values).view(torch.int32))
 
 
+SM90_KERNELS: dict[str, Callable[[int], Case]] = {
+    **{f"stmatrix_x{n}": partial(stmatrix, n, False) for n in (1, 2, 4)},
+    **{f"stmatrix_x{n}_transposed": partial(stmatrix, n, True) for n in (1, 2, 4)},
+    "bulk_copy": bulk_copy,
+    **{f"wgmma_{d}_{n}": partial(wgmma, d, n) for d in DTYPES for n in (80, 160)},
+    "registers": registers,
+}
 KERNELS: dict[str, Callable[[int], Case]] = {
     **{f"ldmatrix_x{n}": partial(ldmatrix, n, False) for n in (1, 2, 4)},
     **{f"ldmatrix_x{n}_transposed": partial(ldmatrix, n, True) for n in (1, 2, 4)},
@@ -212,4 +261,6 @@ KERNELS: dict[str, Callable[[int], Case]] = {
     **{f"pack2_{dtype}": partial(pack2, dtype) for dtype in DTYPES},
     **{f"to_float_{dtype}": partial(to_float, dtype) for dtype in DTYPES},
     "relu": relu,
+    "grid_size": grid_size,
+    **SM90_KERNELS,
 }

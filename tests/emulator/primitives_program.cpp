@@ -45,6 +45,135 @@ __global__ void ldmatrix_kernel(const __grid_constant__ PrimitiveParams p) {
     out<uint32_t>(p.output)[lane * kMatrices + j] = r[j];
 }
 
+// first: registers [lane][kMatrices]; second: per lane, the row of all that it addresses;
+// output: the rows, [8 kMatrices][8].
+template <int kMatrices, bool kTransposed>
+__global__ void stmatrix_kernel(const __grid_constant__ PrimitiveParams p) {
+  if constexpr (device::kHasWgmma) {
+    auto* shared = device::dynamic_smem<uint16_t>();
+    const int lane = device::thread_index();
+    uint32_t r[kMatrices];
+    for (int j = 0; j < kMatrices; ++j)
+      r[j] = in<uint32_t>(p.first)[lane * kMatrices + j];
+    const uint32_t address = device::smem_u32(shared + 8 * in<int32_t>(p.second)[lane]);
+    if constexpr (kTransposed) {
+      device::stmatrix_transposed(address, r);
+    } else {
+      device::stmatrix(address, r);
+    }
+    device::block_sync();
+    for (int i = lane; i < 64 * kMatrices; i += 32)
+      out<uint16_t>(p.output)[i] = shared[i];
+  } else {
+    device::trap();
+  }
+}
+
+// first: 8 pieces of 512 bytes, copied whole by one thread into a ring of two and read by the other
+// warp, which turns each around.
+__global__ void bulk_copy_kernel(const __grid_constant__ PrimitiveParams p) {
+  if constexpr (device::kHasWgmma) {
+    struct Storage {
+      device::Chunk ring[2][32];
+      uint64_t full[2], empty[2];
+    };
+    auto& s = *device::dynamic_smem<Storage>();
+    const int warp = device::thread_index() / 32, lane = device::thread_index() % 32;
+    constexpr int kPieces = 8;
+    if (device::thread_index() == 0) {
+      for (int i = 0; i < 2; ++i) {
+        device::mbarrier_init(device::smem_u32(&s.full[i]), 1);
+        device::mbarrier_init(device::smem_u32(&s.empty[i]), 1);
+      }
+      device::mbarrier_init_fence();
+    }
+    device::block_sync();
+    for (int i = 0; i < kPieces; ++i) {
+      const uint32_t full = device::smem_u32(&s.full[i % 2]);
+      const uint32_t empty = device::smem_u32(&s.empty[i % 2]);
+      if (warp == 0 && lane == 0) {
+        device::mbarrier_wait(empty, (i / 2 + 1) % 2);
+        device::mbarrier_arrive_expect_tx(full, 512);
+        device::bulk_copy(
+            device::smem_u32(s.ring[i % 2]), in<device::Chunk>(p.first) + 32 * i, 512, full);
+      } else if (warp == 1) {
+        device::mbarrier_wait(full, i / 2 % 2);
+        out<device::Chunk>(p.output)[32 * i + lane] = s.ring[i % 2][31 - lane];
+        // The next copy overwrites through the async proxy what this thread has read.
+        device::fence_proxy_async();
+        device::warp_sync();
+        if (lane == 0) device::mbarrier_arrive(empty);
+      }
+    }
+  } else {
+    device::trap();
+  }
+}
+
+// first: a[k / 8][rows][8]; second: b[k / 8][rows][8]; third: rows of a and b in memory, the first
+// row of each that counts, and K; output: a b^T, [64][kColumns], one group of products in flight
+// while the next is issued.
+template <typename element_t, int kColumns>
+__global__ void __launch_bounds__(128) wgmma_kernel(const __grid_constant__ PrimitiveParams p) {
+  if constexpr (device::kHasWgmma) {
+    const int* numbers = in<int32_t>(p.third);
+    const int rows_a = numbers[0], rows_b = numbers[1], k = numbers[4];
+    auto* a = device::dynamic_smem<device::Chunk>();
+    device::Chunk* b = a + rows_a * (k / 8);
+    const int thread = device::thread_index();
+    for (int i = thread; i < rows_a * (k / 8); i += 128)
+      a[i] = in<device::Chunk>(p.first)[i];
+    for (int i = thread; i < rows_b * (k / 8); i += 128)
+      b[i] = in<device::Chunk>(p.second)[i];
+    device::fence_proxy_async();
+    device::block_sync();
+    float d[kColumns / 2];
+    device::wgmma_fence(d);
+    for (int i = 0; i < k / 16; ++i) {
+      const uint32_t start_a = device::smem_u32(a + 2 * i * rows_a + numbers[2]);
+      const uint32_t start_b = device::smem_u32(b + 2 * i * rows_b + numbers[3]);
+      device::wgmma_m64k16<element_t>(
+          d,
+          device::matrix_descriptor(start_a, static_cast<uint32_t>(16 * rows_a), 128),
+          device::matrix_descriptor(start_b, static_cast<uint32_t>(16 * rows_b), 128),
+          i > 0);
+      device::wgmma_commit();
+      device::wgmma_wait<1>();
+    }
+    device::wgmma_finish(d);
+#pragma unroll
+    for (int i = 0; i < kColumns / 2; ++i) {
+      const int row = device::wgmma_row(thread, i), column = device::wgmma_column(thread, i);
+      out<float>(p.output)[row * kColumns + column] = d[i];
+    }
+  } else {
+    device::trap();
+  }
+}
+
+// One warpgroup hands registers to the other; both copy.
+__global__ void __launch_bounds__(256, 1)
+    registers_kernel(const __grid_constant__ PrimitiveParams p) {
+  if constexpr (device::kHasWgmma) {
+    const int thread = device::thread_index();
+    if (thread < 128) {
+      device::release_registers<40>();
+      out<int32_t>(p.output)[thread] = in<int32_t>(p.first)[thread];
+    } else {
+      device::claim_registers<240>();
+      out<int32_t>(p.output)[thread] = in<int32_t>(p.first)[thread];
+    }
+  } else {
+    device::trap();
+  }
+}
+
+// Every thread of every block writes the size of the grid.
+__global__ void grid_size_kernel(const __grid_constant__ PrimitiveParams p) {
+  const int i = device::block_index() * p.count + device::thread_index();
+  out<int32_t>(p.output)[i] = device::grid_size();
+}
+
 // first: a[lane][4]; second: b[lane][2]; third: c[lane][4]; output: a b + c, [lane][4].
 template <typename element_t>
 __global__ void mma_kernel(const __grid_constant__ PrimitiveParams p) {
@@ -165,6 +294,19 @@ Kernel kernel_of(const std::string& name) {
   if (name == "ldmatrix_x1_transposed") return ldmatrix_kernel<1, true>;
   if (name == "ldmatrix_x2_transposed") return ldmatrix_kernel<2, true>;
   if (name == "ldmatrix_x4_transposed") return ldmatrix_kernel<4, true>;
+  if (name == "stmatrix_x1") return stmatrix_kernel<1, false>;
+  if (name == "stmatrix_x2") return stmatrix_kernel<2, false>;
+  if (name == "stmatrix_x4") return stmatrix_kernel<4, false>;
+  if (name == "stmatrix_x1_transposed") return stmatrix_kernel<1, true>;
+  if (name == "stmatrix_x2_transposed") return stmatrix_kernel<2, true>;
+  if (name == "stmatrix_x4_transposed") return stmatrix_kernel<4, true>;
+  if (name == "bulk_copy") return bulk_copy_kernel;
+  if (name == "wgmma_float16_80") return wgmma_kernel<Float16, 80>;
+  if (name == "wgmma_float16_160") return wgmma_kernel<Float16, 160>;
+  if (name == "wgmma_bfloat16_80") return wgmma_kernel<BFloat16, 80>;
+  if (name == "wgmma_bfloat16_160") return wgmma_kernel<BFloat16, 160>;
+  if (name == "registers") return registers_kernel;
+  if (name == "grid_size") return grid_size_kernel;
   if (name == "mma_float16") return mma_kernel<Float16>;
   if (name == "mma_bfloat16") return mma_kernel<BFloat16>;
   if (name == "cp_async") return cp_async_kernel;

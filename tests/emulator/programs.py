@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "tests" / "emulator"
 CACHE = ROOT / "build" / "emulator"
 
-RUNTIME = ("fiber", "clocks", "machine", "primitives", "hooks")
+RUNTIME = ("fiber", "clocks", "machine", "primitives", "warpgroup", "hooks")
 COMMON_FLAGS = (
     "-std=c++20", "-I", "csrc", "-I", "tests", "-g1",
     "-Wall", "-Wextra", "-Werror",
@@ -161,7 +161,7 @@ def build(program: str, variant: Variant = HOOKED) -> Path:
 
 NVCC_FLAGS = (
     "-std=c++20", "-O3", "-x", "cu", "-I", "csrc", "-I", "tests", "-cudart", "static",
-    "-gencode=arch=compute_80,code=[sm_80,compute_80]",
+    "-gencode=arch=compute_80,code=[sm_80,compute_80]", "-gencode=arch=compute_90a,code=sm_90a",
 )  # fmt: skip
 
 

@@ -1,13 +1,19 @@
 """The pair in the compiled extension: what it takes, which configuration it gets, and the launch.
 
 The kernels' configurations are a table of the extension (csrc/factorized_conv2d/configuration.h).
-All of them form every sum in the same order, so that which one runs, which may depend on the batch,
-changes no bit of the result. What the backend takes depends on one image alone.
+All of one kind (mma.sync from sm_80 on, wgmma on sm_90a) form every sum in the same order, so that
+which one runs, which may depend on the batch, changes no bit of the result. The kind, and what the
+backend takes, depend on one image alone.
+
+The kind on wgmma has not run on a device yet, and it stands on start addresses of wgmma's operands
+that the PTX ISA allows but no device test has confirmed. Until one has, it runs only where the
+environment has FUSED_INCEPTION_SM90=1 when this module is imported.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -29,6 +35,12 @@ MAX_CHANNELS = 2**20
 CHANNEL_MULTIPLE = 8
 # Bands are used where they are at least this many to a multiprocessor. Reasoned, not yet measured.
 MIN_BANDS_PER_MULTIPROCESSOR = 0.75
+SM90_ENABLED = os.environ.get("FUSED_INCEPTION_SM90", "0") == "1"
+# Channels of one step of a sum; a step of wgmma takes half a clock a pixel and 64 filters for each
+# 16 of them (PTX ISA; 4096 FLOP a clock).
+BLOCK_K = 32
+# What L2 gives a multiprocessor: 3,942 bytes a clock for 114 (arXiv 2501.12084, an H800 PCIe).
+L2_BYTES_PER_CLOCK = 35
 
 _out_operator = define_internal(
     "_factorized_conv2d_cuda_out",
@@ -38,6 +50,10 @@ _out_operator = define_internal(
 )
 _configurations_operator = define_internal(
     "_factorized_conv2d_cuda_configurations", "(int c_mid) -> int[]"
+)
+_sm90_configurations_operator = define_internal(
+    "_factorized_conv2d_cuda_sm90_configurations",
+    "(int c_in, int c_mid, int taps1, int taps2, int cross_size, int line_size) -> int[]",
 )
 
 
@@ -69,6 +85,21 @@ def configurations(c_mid: int) -> tuple[Configuration, ...]:
     rows = [numbers[i : i + 4] for i in range(0, len(numbers), 4)]
     return tuple(
         Configuration(number, bool(bands), *sizes) for number, (bands, *sizes) in enumerate(rows)
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def sm90_configurations(problem: Problem) -> tuple[Configuration, ...]:
+    """The table of sm_90a for `problem`, without the rows whose tile is shorter than a line."""
+    p = problem
+    c_in, c_mid = padded(p.c_in, CHANNEL_MULTIPLE), padded(p.c_mid, CHANNEL_MULTIPLE)
+    numbers = _sm90_configurations_operator(
+        c_in, c_mid, p.taps1, p.taps2, p.cross_size, p.line_size
+    )
+    first = len(configurations(c_mid))
+    rows = [numbers[i : i + 4] for i in range(0, len(numbers), 4)]
+    return tuple(
+        Configuration(first + i, True, *sizes) for i, (lines, *sizes) in enumerate(rows) if lines
     )
 
 
@@ -133,6 +164,67 @@ def choose(table: tuple[Configuration, ...], device: Device, problem: Problem) -
     return next((c for c in pairs if tiles(c) >= device.multiprocessors), pairs[-1])
 
 
+class Sm90Cost(NamedTuple):
+    """What a configuration of sm_90a makes of a problem, by arithmetic."""
+
+    lines: int  # of a band
+    bands: int
+    steps: int  # of a band
+    matrix_clocks: int  # of a band, on the matrix units
+    l2_bytes: int  # of a band: filters and input
+
+    @property
+    def l2_clocks(self) -> float:
+        return self.l2_bytes / L2_BYTES_PER_CLOCK
+
+    @property
+    def clocks(self) -> float:
+        """Of a band: the slower of the two."""
+        return max(self.matrix_clocks, self.l2_clocks)
+
+
+def sm90_cost(configuration: Configuration, problem: Problem) -> Sm90Cost:
+    p, c = problem, configuration
+    bands_per_image = -(-p.cross_size // (c.block_m // p.line_size))
+    lines = -(-p.cross_size // bands_per_image)
+    c_in, c_mid = padded(p.c_in, BLOCK_K), padded(p.c_mid, BLOCK_K)
+    tiles = -(-c_mid // c.block_n), -(-p.c_out // c.block_n)
+    steps = (tiles[0] * p.taps1 * c_in + tiles[1] * p.taps2 * c_mid) // BLOCK_K
+    matrix_clocks = steps * (BLOCK_K // 16) * (c.block_n // 64) * (c.block_m // 2)
+    filter_bytes = 2 * (p.taps1 * p.c_in * p.c_mid + p.taps2 * p.c_mid * p.c_out)
+    input_bytes = 2 * (lines + p.taps1 - 1) * p.line_size * p.c_in
+    bands = p.batch * -(-p.cross_size // lines)
+    return Sm90Cost(lines, bands, steps, matrix_clocks, filter_bytes + input_bytes)
+
+
+def choose_sm90(
+    table: tuple[Configuration, ...], device: Device, problem: Problem
+) -> Configuration | None:
+    """The configuration that should be done first; None where none fits. See `sm90_cost`."""
+
+    def clocks(c: Configuration) -> float:
+        cost = sm90_cost(c, problem)
+        return -(-cost.bands // device.multiprocessors) * cost.clocks
+
+    fitting = [c for c in table if c.shared_bytes <= device.shared_bytes]
+    return min(fitting, key=clocks, default=None)
+
+
+def sm90_refusal(problem: Problem) -> str | None:
+    """Why the kernels of sm_90a do not run one image of `problem`, or None where they do."""
+    if not SM90_ENABLED:
+        return "the environment has no FUSED_INCEPTION_SM90=1"
+    if torch.cuda.get_device_capability(problem.device) != (9, 0):
+        return "takes compute capability 9.0"
+    if not any(a.startswith("9.0a") for a in _extension.build_info()["architectures"]):
+        return "the extension is not built for 9.0a"
+    table = sm90_configurations(problem._replace(batch=1))
+    if choose_sm90(table, _device(problem.device), problem._replace(batch=1)) is None:
+        least = min((c.shared_bytes for c in table), default=None)
+        return f"no band fits: a line of {problem.line_size} pixels, least shared memory {least}"
+    return None
+
+
 def images_of_mid(problem: Problem, l2_bytes: int) -> int:
     """Images whose mid tensor stays in L2 together, at least one and at most the batch."""
     c_mid = padded(problem.c_mid, CHANNEL_MULTIPLE)
@@ -144,6 +236,11 @@ def images_of_mid(problem: Problem, l2_bytes: int) -> int:
 def _plan(problem: Problem) -> tuple[Configuration, int]:
     """The configuration for `problem`, and the images of its mid tensor."""
     device = _device(problem.device)
+    if sm90_refusal(problem) is None:
+        # What fits does not depend on the batch.
+        chosen = choose_sm90(sm90_configurations(problem._replace(batch=1)), device, problem)
+        assert chosen is not None
+        return chosen, 0
     table = configurations(padded(problem.c_mid, CHANNEL_MULTIPLE))
     return choose(table, device, problem), images_of_mid(problem, device.l2_bytes)
 

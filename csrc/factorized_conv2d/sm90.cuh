@@ -1,0 +1,504 @@
+// SPDX-License-Identifier: Apache-2.0
+// A `1xn -> mx1` (or `nx1 -> 1xm`) pair of convolutions on wgmma, nothing recomputed at the seam.
+// With the lines, shifts and letters of params.h:
+//
+//   mid[cross, line, k] = act_mid(bias1[k] + sum over t, c of x[cross + s, line, c] w1[k, t, c])
+//   y[cross, line, f]   = act(bias2[f] + sum over t, k of mid[cross, line + u, k] w2[f, t, k])
+//
+// Both are products filters x pixels: M are 64 filters a warpgroup, N the pixels of a band, K the
+// channels, with taps outside and blocks of 32 channels inside, 16 of them a wgmma. An element's
+// sum depends on that order alone, not on the band, so the band may be chosen by the batch.
+//
+// A band is up to `lines` whole lines of one image. Operands lie in shared memory as [C /
+// 8][pixel][8] without a swizzle, where a start address 16 d bytes on is the same operand from
+// pixel d on, and any d will do. Each factor's input has the axis of its taps as the slow one, so a
+// tap is such a shift:
+//   input  [cross][line], with taps1 / 2 lines on either side: a tap is line_size pixels;
+//   mid    [line][cross], with taps2 / 2 rows of zeros at either end: a tap is `lines` pixels.
+// The first factor's epilogue changes the order on the way: stmatrix takes an address per pixel.
+// The tile has more columns than the band has pixels; the last columns multiply whatever follows
+// (zeros, or what such columns have left in mid), and their results go to rows of mid that no pixel
+// reads. Nobody reads another column, so that is harmless even where it is not finite.
+//
+// One block a multiprocessor, persistent over bands: one warpgroup that loads, two of its warps the
+// filters through a ring of steps, two the input band; and two or three that compute. The next
+// band's input is loaded while the second factor of this one runs. Loads are cp.async in pieces of
+// 16 bytes
+// ([filter][tap][channel] is not the layout that wgmma reads, and a weight may not be rearranged
+// once per call): wait, fence_proxy_async, arrive on an mbarrier. Results leave by stmatrix through
+// 512 bytes of a warp's own, 16 bytes a lane.
+//
+// Arithmetic, for 17x17, 192 channels, 7 taps, 153 of 160 pixels, 192 filters: a step of 32
+// channels is two wgmmas a warpgroup of 80 clocks each, 480 clocks for three; it loads 12 KB of
+// filters, 26 bytes a clock of about 35 that L2 gives a multiprocessor (3,942 a clock for 114 of
+// them, arXiv 2501.12084). Operands from shared memory: 7 KB in 80 clocks, 90 of 128 bytes a clock.
+// A tile row of 64 bytes costs cp.async 8 tags an instruction, 192 clocks a step of 480. Bound by
+// the matrix units, 90 % of whose columns are pixels (289 of 320 an image).
+// docs/cuda_factorized_conv2d.md has the table. Nothing here has been timed, and nothing here has
+// run on a device.
+//
+// Shared memory with 192 channels: input 101 KB, mid 83 KB, ring 37 KB, 6 KB to leave by.
+// Registers: a launch of 512 threads gives each 128, of which the accumulators are 80; setmaxnreg
+// moves some of the loaders' over (144 and 80), without which ptxas spilled 24 bytes. With 384
+// threads 208 and 80. A wgmma_fence in every step keeps ptxas from serializing the products (its
+// notes C7519, C7520).
+//
+// What would bring more, by arithmetic:
+//   Tensor copies of the weights with the 128-byte swizzle: one thread instead of 64, and no tags
+//   of L1; the loading warpgroup would give its registers away. No more clocks of the matrix units.
+//   Multicast of the weights over a cluster of c blocks with different bands: 26 / c bytes a clock
+//   from L2 and room for smaller tiles; with 80 pixels a block is bound by L2 at 51 bytes a clock.
+//   A cluster that splits the filters of both factors and exchanges the mid through distributed
+//   shared memory: for a batch of one, 1 MB of weights at 35 bytes a clock is 17 us a block,
+//   whatever the tile; split over 4 blocks it is 4 us and the exchange of 61 KB at 18 bytes a clock
+//   2 us. Pixels as M for 160 filters: three warpgroups compute 192, a sixth too much.
+//
+// Range: filters in any number (tiles of 128 or 192, one after the other), channels padded to 32 in
+// shared memory, taps odd, lines of up to 160 pixels, as long as the bands fit (sm90_band).
+#pragma once
+
+#include "common/device.cuh"
+#include "factorized_conv2d/configuration.h"
+#include "factorized_conv2d/params.h"
+
+namespace fused_inception {
+
+// Traits.
+
+template <int kConfiguration>
+struct Sm90Traits {
+  static constexpr Sm90Configuration kRow = kSm90Configurations[kConfiguration];
+  static constexpr int kPixels = kRow.pixels;
+  static constexpr int kFilters = kRow.filters();
+  static constexpr int kStages = kRow.stages;
+  static constexpr int kThreads = kRow.threads();
+  static constexpr int kConsumerThreads = device::kWarpgroupSize * kRow.consumers;
+  static constexpr int kConsumerWarps = kConsumerThreads / device::kWarpSize;
+  static constexpr int kRegisters = kPixels / 2;
+  // Two warps load filters, two the input.
+  static constexpr int kLoaders = 64;
+  // Of a thread, once the warpgroups have shared out what the launch gave to each alike.
+  static constexpr int kLoaderRegisters = 80;
+  static constexpr int kConsumerRegisters = kRow.consumers == 3 ? 144 : 208;
+
+  static_assert(kStages >= 3, "a step in use, one complete and one on its way");
+  static_assert(kLoaderRegisters + kRow.consumers * kConsumerRegisters <=
+                    (kRow.consumers + 1) * (65536 / kThreads / 8 * 8),
+                "claim_registers would wait for ever");
+  static_assert(kPixels % 16 == 0, "the epilogue takes 16 pixels at a time");
+};
+
+// Barriers, then the ring, then what the warps' results leave by, then input and mid, whose sizes
+// depend on the problem.
+template <typename Traits>
+struct alignas(128) Sm90SharedStorage {
+  uint64_t full[Traits::kStages];   // loaders of filters: a step is there
+  uint64_t empty[Traits::kStages];  // warps that compute: it has been read
+  uint64_t input_full;              // loaders of the input
+  uint64_t input_empty;
+  alignas(128) device::Chunk ring[Traits::kStages][kBlockK / 8][Traits::kFilters + 1];
+  device::Chunk leaving[Traits::kConsumerWarps][32];
+};
+
+// Device helpers.
+
+// Where a ring of mbarriers stands: a slot, and the parity of its phase.
+template <int kSlots>
+struct RingPosition {
+  int slot = 0;
+  int parity = 0;
+
+  __device__ __forceinline__ void advance() {
+    ++slot;
+    if (slot == kSlots) {
+      slot = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// One factor as the loaders and the warps that compute both count it.
+struct Sm90Factor {
+  const uint16_t* weight;  // [filters][taps][channels]
+  const uint16_t* bias;
+  int32_t filters;
+  int32_t stored;  // filters to compute, at least `filters`
+  int32_t taps;
+  int32_t channels;
+  bool relu;
+};
+
+__device__ __forceinline__ Sm90Factor first_factor(const FactorizedConv2dParams& p) {
+  return {static_cast<const uint16_t*>(p.weight1),
+          static_cast<const uint16_t*>(p.bias1),
+          p.filters1,
+          round_up(p.c_mid, kBlockK),
+          p.taps1,
+          p.c_in,
+          p.mid_relu};
+}
+__device__ __forceinline__ Sm90Factor second_factor(const FactorizedConv2dParams& p) {
+  return {static_cast<const uint16_t*>(p.weight2),
+          static_cast<const uint16_t*>(p.bias2),
+          p.filters2,
+          p.c_out,
+          p.taps2,
+          p.c_mid,
+          p.relu};
+}
+
+// The two warps that stream filters.
+template <typename Traits>
+struct FilterStream {
+  Sm90SharedStorage<Traits>& storage;
+  int thread;  // of kLoaders
+  RingPosition<Traits::kStages> next;
+  RingPosition<Traits::kStages> landing;  // the oldest step whose copies have not been waited for
+  int in_flight = 0;
+
+  __device__ __forceinline__ FilterStream(Sm90SharedStorage<Traits>& s, int loader)
+      : storage(s), thread(loader) {}
+
+  // All steps of a factor, tile after tile of filters.
+  __device__ __forceinline__ void load(const Sm90Factor& factor) {
+    for (int32_t f = 0; f < factor.stored; f += Traits::kFilters) {
+      for (int tap = 0; tap < factor.taps; ++tap) {
+        for (int32_t k = 0; k < factor.channels; k += kBlockK)
+          step(factor, f, tap, k);
+      }
+    }
+  }
+
+  // The steps still in flight become known.
+  __device__ __forceinline__ void finish() {
+    if (in_flight == 0) return;
+    device::cp_async_wait<0>();
+    land();
+  }
+
+ private:
+  __device__ __forceinline__ void step(const Sm90Factor& factor, int32_t f, int tap, int32_t k) {
+    // A fresh ring is empty: the parity of the phase before the first.
+    device::mbarrier_wait(device::smem_u32(&storage.empty[next.slot]), next.parity ^ 1);
+    constexpr int kPieces = kBlockK / 8;
+    static_assert(Traits::kFilters * kPieces % Traits::kLoaders == 0, "every pass is full");
+    const int chunk = thread % kPieces;
+    const bool inside = k + 8 * chunk < factor.channels;
+#pragma unroll 4  // registers
+    for (int row = thread / kPieces; row < Traits::kFilters; row += Traits::kLoaders / kPieces) {
+      const int32_t filter = f + row;
+      const bool real = inside && filter < factor.filters;
+      const int64_t row_number = static_cast<int64_t>(filter) * factor.taps + tap;
+      const int64_t element = real ? row_number * factor.channels + k + 8 * chunk : 0;
+      device::cp_async_16(device::smem_u32(&storage.ring[next.slot][chunk][row]),
+                          factor.weight + element,
+                          real ? 16 : 0);
+    }
+    device::cp_async_commit();
+    next.advance();
+    if (in_flight == 1) {
+      device::cp_async_wait<1>();
+      land();
+    }
+    in_flight = 1;
+  }
+
+  __device__ __forceinline__ void land() {
+    device::fence_proxy_async();
+    device::mbarrier_arrive(device::smem_u32(&storage.full[landing.slot]));
+    landing.advance();
+  }
+};
+
+// A band: lines [first_line, first_line + lines) of an image, some of which may be past its end.
+struct Sm90Position {
+  int64_t image;
+  int32_t first_line;
+};
+
+__device__ __forceinline__ Sm90Position band_position(const FactorizedConv2dParams& params,
+                                                      int32_t bands_per_image,
+                                                      int32_t lines,
+                                                      int32_t band) {
+  return {params.first_image + band / bands_per_image, band % bands_per_image * lines};
+}
+
+// The input of a band, by kLoaders threads, zero outside of the map and past the last channel.
+template <typename Traits>
+__device__ __forceinline__ void load_input(device::Chunk* input,
+                                           const FactorizedConv2dParams& params,
+                                           const Sm90Band& shape,
+                                           const Sm90Position& position,
+                                           int thread) {
+  const int chunks = round_up(params.c_in, kBlockK) / 8;
+  const uint16_t* source = static_cast<const uint16_t*>(params.input);
+  const int64_t image = position.image * params.input_stride.image;
+  const int32_t first = position.first_line - params.taps1 / 2;
+  const int32_t end = (shape.lines + params.taps1 - 1) * params.line_size;
+  // Neighbouring threads copy neighbouring channels; the odd pitch keeps them in distinct banks.
+#pragma unroll 2  // registers
+  for (int i = thread; i < shape.input_rows * chunks; i += Traits::kLoaders) {
+    const int row = i / chunks, chunk = i % chunks;
+    const int32_t cross = first + row / params.line_size, line = row % params.line_size;
+    const bool real =
+        row < end && cross >= 0 && cross < params.cross_size && 8 * chunk < params.c_in;
+    const int64_t element = real ? image + cross * params.input_stride.cross +
+                                       line * params.input_stride.line + 8 * chunk
+                                 : 0;
+    device::cp_async_16(
+        device::smem_u32(input + chunk * shape.input_pitch + row), source + element, real ? 16 : 0);
+  }
+}
+
+// What a warpgroup that computes knows of itself.
+template <typename Traits>
+struct Consumer {
+  int thread;  // of the warpgroup
+  int warp;    // of the warpgroup
+  int lane;
+  int warpgroup;
+  RingPosition<Traits::kStages> position;
+
+  __device__ __forceinline__ Consumer()
+      : thread(device::thread_index() % device::kWarpgroupSize),
+        warp(thread / device::kWarpSize),
+        lane(thread % device::kWarpSize),
+        warpgroup(device::thread_index() / device::kWarpgroupSize) {}
+};
+
+// d = sum over taps and channels of weight[f + 64 warpgroup + m, tap, c] pixels[n + tap shift, c]:
+// [C / 8][pitch][8] at `pixels`, `shift` pixels a tap.
+template <typename Traits, typename input_t>
+__device__ __forceinline__ void sm90_product(float (&d)[Traits::kRegisters],
+                                             Sm90SharedStorage<Traits>& storage,
+                                             Consumer<Traits>& consumer,
+                                             const Sm90Factor& factor,
+                                             uint32_t pixels,
+                                             int pitch,
+                                             int shift) {
+  constexpr uint32_t kFilterStride = 16 * (Traits::kFilters + 1);
+  const uint32_t pixel_stride = static_cast<uint32_t>(16 * pitch);
+  const int steps = factor.taps * ((factor.channels + kBlockK - 1) / kBlockK);
+#pragma unroll
+  for (int i = 0; i < Traits::kRegisters; ++i)
+    d[i] = 0.0f;
+  int tap = 0;
+  int32_t k = 0;
+  int last_slot = 0;
+  for (int step = 0; step < steps; ++step) {
+    const int slot = consumer.position.slot;
+    device::mbarrier_wait(device::smem_u32(&storage.full[slot]), consumer.position.parity);
+    const uint32_t filters =
+        device::smem_u32(storage.ring[slot]) + static_cast<uint32_t>(16 * 64 * consumer.warpgroup);
+    const uint32_t start = pixels + static_cast<uint32_t>(16 * shift * tap) +
+                           static_cast<uint32_t>(k / 8) * pixel_stride;
+    // Only the first step needs it, but ptxas serializes the products of a loop without it.
+    device::wgmma_fence(d);
+#pragma unroll
+    for (int k16 = 0; k16 < kBlockK / 16; ++k16) {
+      device::wgmma_m64k16<input_t>(
+          d,
+          device::matrix_descriptor(filters + 2 * k16 * kFilterStride, kFilterStride, 128),
+          device::matrix_descriptor(start + 2 * k16 * pixel_stride, pixel_stride, 128),
+          true);
+    }
+    device::wgmma_commit();
+    // The products of the step before have read their slot.
+    device::wgmma_wait<1>();
+    if (step > 0 && consumer.lane == 0)
+      device::mbarrier_arrive(device::smem_u32(&storage.empty[last_slot]));
+    last_slot = slot;
+    consumer.position.advance();
+    k += kBlockK;
+    if (k >= factor.channels) {
+      k = 0;
+      ++tap;
+    }
+  }
+  device::wgmma_finish(d);
+  if (consumer.lane == 0) device::mbarrier_arrive(device::smem_u32(&storage.empty[last_slot]));
+}
+
+// Bias and activation of 16 filters and 16 pixels of the warp's tile, from column 8 j on, as the
+// four matrices of a stmatrix_transposed: (filters 0-7, pixels 0-7), (8-15, 0-7), (0-7, 8-15),
+// (8-15, 8-15).
+template <typename Traits, typename input_t>
+__device__ __forceinline__ void sm90_finish(uint32_t (&r)[4],
+                                            const float (&d)[Traits::kRegisters],
+                                            int j,
+                                            const float (&bias)[2],
+                                            const bool (&real)[2],
+                                            bool relu) {
+#pragma unroll
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    const int half = matrix % 2;
+    float value[2];
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      value[e] = d[4 * (j + matrix / 2) + 2 * half + e] + bias[half];
+      if (relu) value[e] = device::relu(value[e]);
+      // An infinite pixel times the zeros of no filter is NaN.
+      if (!real[half]) value[e] = 0.0f;
+    }
+    r[matrix] = device::pack2<input_t>(value[0], value[1]);
+  }
+}
+
+// Kernel.
+
+template <int kConfiguration, typename input_t>
+__global__ void __launch_bounds__(Sm90Traits<kConfiguration>::kThreads, 1)
+    factorized_conv2d_sm90_kernel(const __grid_constant__ FactorizedConv2dParams params) {
+  if constexpr (device::kHasWgmma) {
+    using Traits = Sm90Traits<kConfiguration>;
+    constexpr int kComputing = 1;  // a named barrier
+    auto& storage = *device::dynamic_smem<Sm90SharedStorage<Traits>>();
+    const Sm90Band shape = sm90_band(Traits::kPixels, params);
+    const int32_t bands_per_image = (params.cross_size + shape.lines - 1) / shape.lines;
+    const int32_t bands = params.num_images * bands_per_image;
+    const int mid_chunks = round_up(params.c_mid, kBlockK) / 8;
+    device::Chunk* const input = reinterpret_cast<device::Chunk*>(&storage + 1);
+    device::Chunk* const mid = input + shape.input_pitch * (round_up(params.c_in, kBlockK) / 8);
+    const int32_t halo = params.taps2 / 2 * shape.lines;  // pixels of zeros at either end of mid
+    const int32_t band_pixels = params.line_size * shape.lines;
+    const int thread = device::thread_index();
+
+    if (thread == 0) {
+      for (int i = 0; i < Traits::kStages; ++i) {
+        device::mbarrier_init(device::smem_u32(&storage.full[i]), Traits::kLoaders);
+        device::mbarrier_init(device::smem_u32(&storage.empty[i]), Traits::kConsumerWarps);
+      }
+      device::mbarrier_init(device::smem_u32(&storage.input_full), Traits::kLoaders);
+      device::mbarrier_init(device::smem_u32(&storage.input_empty), Traits::kConsumerWarps);
+      device::mbarrier_init_fence();
+    }
+    for (int i = thread; i < mid_chunks * 2 * halo; i += Traits::kThreads) {
+      const int row = i % (2 * halo);
+      mid[i / (2 * halo) * shape.mid_pitch + (row < halo ? row : row + band_pixels)] = {};
+    }
+    // Every thread fences again before the second factor reads these zeros.
+    device::block_sync();
+
+    if (thread >= Traits::kConsumerThreads) {
+      device::release_registers<Traits::kLoaderRegisters>();
+      const int loader = (thread - Traits::kConsumerThreads) % Traits::kLoaders;
+      if (thread < Traits::kConsumerThreads + Traits::kLoaders) {
+        // Filters, in the order in which they are used.
+        FilterStream<Traits> stream(storage, loader);
+        for (int32_t band = device::block_index(); band < bands; band += device::grid_size()) {
+          stream.load(first_factor(params));
+          stream.load(second_factor(params));
+        }
+        stream.finish();
+      } else {
+        int parity = 0;
+        for (int32_t band = device::block_index(); band < bands; band += device::grid_size()) {
+          device::mbarrier_wait(device::smem_u32(&storage.input_empty), parity ^ 1);
+          load_input<Traits>(input,
+                             params,
+                             shape,
+                             band_position(params, bands_per_image, shape.lines, band),
+                             loader);
+          device::cp_async_commit();
+          device::cp_async_wait<0>();
+          device::fence_proxy_async();
+          device::mbarrier_arrive(device::smem_u32(&storage.input_full));
+          parity ^= 1;
+        }
+      }
+      return;
+    }
+
+    device::claim_registers<Traits::kConsumerRegisters>();
+    Consumer<Traits> consumer;
+    float d[Traits::kRegisters];
+    // Of the 16 filters of this warp: the two of whose sums this lane holds parts.
+    const int warp_filter = 64 * consumer.warpgroup + 16 * consumer.warp;
+    float bias[2];
+    bool real[2];
+    const auto load_bias = [&](const Sm90Factor& factor, int32_t f) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int32_t filter = f + warp_filter + device::accumulator_row(consumer.lane, 2 * half);
+        real[half] = filter < factor.filters;
+        bias[half] = real[half] && factor.bias != nullptr
+                         ? device::to_float<input_t>(factor.bias[filter])
+                         : 0.0f;
+      }
+    };
+    int parity = 0;
+    for (int32_t band = device::block_index(); band < bands; band += device::grid_size()) {
+      // First factor.
+      device::mbarrier_wait(device::smem_u32(&storage.input_full), parity);
+      parity ^= 1;
+      const Sm90Factor first = first_factor(params);
+      for (int32_t f = 0; f < first.stored; f += Traits::kFilters) {
+        sm90_product<Traits, input_t>(d,
+                                      storage,
+                                      consumer,
+                                      first,
+                                      device::smem_u32(input),
+                                      shape.input_pitch,
+                                      params.line_size);
+        if (f + Traits::kFilters >= first.stored && consumer.lane == 0)
+          device::mbarrier_arrive(device::smem_u32(&storage.input_empty));
+        // The second factor of the band before has read the mid band.
+        if (f == 0) device::named_barrier_sync(kComputing, Traits::kConsumerThreads);
+        if (f + warp_filter >= first.stored) continue;
+        load_bias(first, f);
+        const int chunk = (f + warp_filter) / 8 + consumer.lane / 8 % 2;
+        device::Chunk* const target = mid + chunk * shape.mid_pitch;
+#pragma unroll
+        for (int j = 0; j < Traits::kPixels / 8; j += 2) {
+          uint32_t r[4];
+          sm90_finish<Traits, input_t>(r, d, j, bias, real, first.relu);
+          const int pixel = 8 * (j + consumer.lane / 16) + consumer.lane % 8;
+          // Columns that are no pixel go past the zeros at the end.
+          const int row = pixel < band_pixels ? halo + pixel % params.line_size * shape.lines +
+                                                    pixel / params.line_size
+                                              : 2 * halo + pixel;
+          device::stmatrix_transposed(device::smem_u32(target + row), r);
+        }
+      }
+      device::fence_proxy_async();
+      device::named_barrier_sync(kComputing, Traits::kConsumerThreads);
+
+      // Second factor.
+      const Sm90Position position = band_position(params, bands_per_image, shape.lines, band);
+      const Sm90Factor second = second_factor(params);
+      for (int32_t f = 0; f < second.stored; f += Traits::kFilters) {
+        sm90_product<Traits, input_t>(
+            d, storage, consumer, second, device::smem_u32(mid), shape.mid_pitch, shape.lines);
+        if (f + warp_filter >= second.stored) continue;
+        load_bias(second, f);
+        // 16 pixels of 16 filters as [half][pixel][8]: each lane takes one of these 32 pieces out.
+        device::Chunk* const leaving = storage.leaving[device::thread_index() / device::kWarpSize];
+        const int half = consumer.lane / 16;
+        const int32_t filter = f + warp_filter + 8 * half;
+        uint16_t* const output = static_cast<uint16_t*>(params.output) +
+                                 position.image * params.output_stride.image + filter;
+#pragma unroll
+        for (int j = 0; j < Traits::kPixels / 8; j += 2) {
+          uint32_t r[4];
+          sm90_finish<Traits, input_t>(r, d, j, bias, real, second.relu);
+          const int place = consumer.lane / 8 % 2 * 16 + consumer.lane / 16 * 8 + consumer.lane % 8;
+          device::stmatrix_transposed(device::smem_u32(leaving + place), r);
+          device::warp_sync();
+          const device::Chunk piece = leaving[consumer.lane];
+          const int pixel = 8 * j + consumer.lane % 16;
+          const int32_t line = pixel / shape.lines;
+          const int32_t cross = position.first_line + pixel % shape.lines;
+          if (pixel < band_pixels && cross < params.cross_size && filter < second.stored) {
+            *reinterpret_cast<device::Chunk*>(output + cross * params.output_stride.cross +
+                                              line * params.output_stride.line) = piece;
+          }
+          device::warp_sync();
+        }
+      }
+    }
+  } else {
+    device::trap();
+  }
+}
+
+}  // namespace fused_inception
