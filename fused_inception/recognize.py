@@ -15,6 +15,7 @@ changes nothing on the model. `torch.fx.Tracer.trace` is not used: while it runs
 """
 
 import inspect
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -563,6 +564,10 @@ class _Tracer(torch.fx.proxy.GraphAppendingTracer):
         self.twins: list[tuple[str, dict[str, Any], nn.Module]] = []
         self._made: dict[nn.Module, nn.Module] = {}
 
+    def is_leaf(self, module: nn.Module) -> bool:
+        """Whether `module` is recorded as a call instead of being run."""
+        return _is_leaf(module)
+
     def twin(self, module: nn.Module, path: str) -> nn.Module:
         """A copy of `module` in evaluation mode, without hooks, that shares its parameters."""
         module = _original(module)
@@ -580,7 +585,7 @@ class _Tracer(torch.fx.proxy.GraphAppendingTracer):
             if name.endswith("_hooks") and name in state:
                 state[name] = type(state[name])()
         state["training"] = False
-        if _is_leaf(module):
+        if self.is_leaf(module):
             state["forward"] = self._recorder(path)
         else:
             state["_modules"] = {
@@ -608,8 +613,95 @@ def _is_leaf(module: nn.Module) -> bool:
     return _in_torch(module) and not isinstance(module, transparent)
 
 
+class _NormTracer(_Tracer):
+    """Records what a subclass of BatchNorm does around `F.batch_norm`."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self._norm = norm
+        named = (*norm._parameters.items(), *norm._buffers.items())
+        self._names = {id(tensor): name for name, tensor in named if tensor is not None}
+
+    def is_leaf(self, module: nn.Module) -> bool:
+        """All but the BatchNorm itself as in a block."""
+        return module is not self._norm and _is_leaf(module)
+
+    def create_arg(self, a: Any) -> Any:
+        """Its parameters and buffers, by name."""
+        if isinstance(a, torch.Tensor) and id(a) in self._names:
+            return self.create_node("get_attr", self._names[id(a)], (), {})
+        return super().create_arg(a)
+
+
+# What checks the rank of the input and leaves nothing behind.
+_ASSERTIONS = (torch._assert, operator.eq, getattr, "dim")
+
+
+def _rectifies(name: str, norm: nn.modules.batchnorm._BatchNorm) -> bool:
+    """Whether ReLU is in a BatchNorm's own forward, as in timm's BatchNormAct2d.
+
+    Raises:
+        NotRecognizedError: its forward is more than BatchNorm in evaluation mode, then ReLU or not.
+    """
+    if type(norm).forward is nn.modules.batchnorm._BatchNorm.forward:
+        return False  # its type is judged with its statistics
+    refusal = NotRecognizedError(
+        f"{name}: {type_name(norm)}, takes torch.nn.BatchNorm2d, alone or with ReLU"
+    )
+    try:
+        output = _record(norm, _NormTracer(norm))
+    except NotRecognizedError as error:
+        raise refusal from error
+    nodes = list(output.graph.nodes)
+    for node in reversed(nodes):
+        if not node.users and node is not output and node.target in _ASSERTIONS:
+            output.graph.erase_node(node)
+    nodes = [node for node in output.graph.nodes if node.op != "get_attr"]
+    rectifies = len(nodes) == 3
+    if not rectifies and len(nodes) != 2:
+        raise refusal
+    placeholder, batch_norm = nodes[:2]
+    tensors = [
+        None if norm._parameters.get(key, norm._buffers.get(key)) is None else key
+        for key in ("running_mean", "running_var", "weight", "bias")
+    ]
+    options = dict(zip(("input", *_BATCH_NORM), batch_norm.args, strict=False))
+    options.update(batch_norm.kwargs)
+    given = [
+        part.target if isinstance(part, torch.fx.Node) else part
+        for part in map(options.get, ("running_mean", "running_var", "weight", "bias"))
+    ]
+    if (
+        batch_norm.target is not F.batch_norm
+        or options.get("input") is not placeholder
+        or given != tensors
+        or options.get("training", False) is not False
+        or options.get("eps") != norm.eps
+    ):
+        raise refusal
+    if rectifies:
+        relu = nodes[2]
+        is_module = relu.op == "call_module"
+        known = (
+            type(norm.get_submodule(str(relu.target))) is nn.ReLU
+            if is_module
+            else relu.target in _RELUS
+        )
+        if relu is not output or relu.args[:1] != (batch_norm,) or not known:
+            raise refusal
+    return rectifies
+
+
 def _trace(block: nn.Module) -> torch.fx.Node:
     # The node of the block's output; its graph holds everything the forward did to tensors.
+    output = _record(block, _Tracer())
+    for node in output.graph.nodes:
+        if not node.users and node is not output:
+            raise NotRecognizedError(f"forward: does not use the result of {_node_name(node)}")
+    return output
+
+
+def _record(block: nn.Module, tracer: _Tracer) -> torch.fx.Node:
     required = [
         parameter
         for parameter in inspect.signature(block.forward).parameters.values()
@@ -618,7 +710,6 @@ def _trace(block: nn.Module) -> torch.fx.Node:
     ]
     if len(required) != 1 or required[0].kind is inspect.Parameter.KEYWORD_ONLY:
         raise NotRecognizedError("forward: does not take exactly one positional argument")
-    tracer = _Tracer()
     twin = tracer.twin(block, "")
     try:
         with torch.no_grad():
@@ -637,9 +728,6 @@ def _trace(block: nn.Module) -> torch.fx.Node:
                 raise NotRecognizedError(f"forward: writes the attribute {where}{name}")
     if not isinstance(output, torch.fx.Proxy):
         raise NotRecognizedError(f"forward: returns {type_name(output)}, takes one tensor")
-    for node in output.node.graph.nodes:
-        if not node.users and node is not output.node:
-            raise NotRecognizedError(f"forward: does not use the result of {_node_name(node)}")
     return output.node
 
 
@@ -718,6 +806,7 @@ _POOL_MODULES: dict[type, tuple[str, dict[str, Any]]] = {
     nn.AvgPool2d: ("avg", _AVG_POOL),
     nn.MaxPool2d: ("max", _MAX_POOL),
 }
+_BATCH_NORM = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 _CATS = (torch.cat, torch.concat, torch.concatenate)
 # The tensors have four dimensions, so -3 is the channels too.
@@ -763,7 +852,7 @@ def _lower_node(
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         if not isinstance(source, Unit) or source.bn is not None or source.relu:
             raise NotRecognizedError(f"{name}: is not directly behind a convolution")
-        return Unit(source.conv, name, False, source.source)
+        return Unit(source.conv, name, _rectifies(name, module), source.source)
     if type(module) is nn.ReLU:
         return _relu(node, name, source, module.inplace)
     if type(module) in _POOL_MODULES:
@@ -930,7 +1019,7 @@ class _Matcher:
             check_conv2d(unit.conv, conv, **wanted)
             if unit.bn is not None:
                 bn = self.block.get_submodule(unit.bn)
-                check_batch_norm(unit.bn, bn, conv.weight.shape[0])
+                check_batch_norm(unit.bn, bn, conv.weight.shape[0], own_forward=True)
         except (TypeError, ValueError) as error:
             raise NotRecognizedError(str(error)) from error
         if isinstance(pattern, AnyConvPattern):
