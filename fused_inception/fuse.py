@@ -31,6 +31,7 @@ from fused_inception.blocks import FUSED_BLOCKS, BlockWeights, ConvWeights
 from fused_inception.folding import fold_batch_norm, type_name
 from fused_inception.ops.common.dispatch import batch_invariance_refusal
 from fused_inception.recognize import (
+    CONV_SEQUENCE,
     KNOWN_BLOCKS,
     BlockMatch,
     NotRecognizedError,
@@ -38,6 +39,7 @@ from fused_inception.recognize import (
     UnitMatch,
     find_blocks,
     find_layers,
+    find_sequences,
     find_units,
     global_hooks_installed,
     hook_refusal,
@@ -48,7 +50,7 @@ __all__ = ["FusedBlock", "FusionReport", "fuse", "refresh", "report"]
 
 # What torch.nn.Module keeps in every instance.
 _MODULE_STATE = frozenset(vars(nn.Module()))
-_BLOCK_KINDS = frozenset(known.kind for known in KNOWN_BLOCKS)
+_BLOCK_KINDS = frozenset({CONV_SEQUENCE, *(known.kind for known in KNOWN_BLOCKS)})
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _FOLDED = "folded_"
 # On a candidate that filter_fn excluded, so that `report` can say so, also of a copy.
@@ -61,6 +63,15 @@ def _weight_buffer(name: str) -> str:
 
 def _bias_buffer(name: str) -> str:
     return f"{_FOLDED}{name}_bias"
+
+
+def _names(match: BlockMatch) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    # Of the weights and biases of what was matched. A sequence has as many as it has convolutions.
+    if match.kind == CONV_SEQUENCE:
+        names = tuple([unit.role for unit in match.units])
+        return names, names
+    spec = FUSED_BLOCKS[match.kind]
+    return spec.weight_names, spec.bias_names
 
 
 # Rebuilding writes into buffers that other threads may be about to rebuild as well.
@@ -217,9 +228,10 @@ class FusedBlock(StandIn):
     def _run(self, input: Tensor) -> Tensor:
         spec = FUSED_BLOCKS[self._match.kind]
         buffers = self._buffers
+        weight_names, bias_names = _names(self._match)
         weights = BlockWeights(
-            tuple([cast("Tensor", buffers[_weight_buffer(name)]) for name in spec.weight_names]),
-            tuple([buffers[_bias_buffer(name)] for name in spec.bias_names]),
+            tuple([cast("Tensor", buffers[_weight_buffer(name)]) for name in weight_names]),
+            tuple([buffers[_bias_buffer(name)] for name in bias_names]),
         )
         return spec.forward(input, weights, **self._match.options)
 
@@ -307,9 +319,10 @@ class FusedBlock(StandIn):
         with torch.inference_mode(False), torch.no_grad():
             spec = FUSED_BLOCKS[self._match.kind]
             packed = spec.pack({unit.role: self._folded(unit) for unit in self._match.units})
-            for name, weight in zip(spec.weight_names, packed.weights, strict=True):
+            weight_names, bias_names = _names(self._match)
+            for name, weight in zip(weight_names, packed.weights, strict=True):
                 self._store(_weight_buffer(name), weight)
-            for name, bias in zip(spec.bias_names, packed.biases, strict=True):
+            for name, bias in zip(bias_names, packed.biases, strict=True):
                 self._store(_bias_buffer(name), bias)
 
     def _folded(self, unit: UnitMatch) -> ConvWeights:
@@ -490,6 +503,13 @@ class FusionReport:
         return lines
 
 
+def _launches(match: BlockMatch) -> tuple[int, int]:
+    if match.kind == CONV_SEQUENCE:
+        kinds = [kind for kind, _ in match.options["steps"]]
+        return len(kinds), len(kinds) + kinds.count("factorized_conv2d")
+    return FUSED_BLOCKS[match.kind].launches
+
+
 _ITSELF = "(the model itself)"
 
 
@@ -512,8 +532,10 @@ def fuse(
     is not known stays as it is, and `report` says why. The kinds are the blocks of Inception V3,
     `inception_a` (Mixed_5b to 5d), `inception_b` (Mixed_6a), `inception_c` (Mixed_6b to 6e),
     `inception_d` (Mixed_7a), `inception_e` (Mixed_7b and 7c) and `inception_e_max_pool` (the last
-    block of the Fréchet Inception Distance's network), and outside of these `conv2d_act`: a unit of
-    one convolution and, behind it, BatchNorm, ReLU or both. A module is taken for a unit if it
+    block of the Fréchet Inception Distance's network), the blocks of Inception-v4 that are made alike
+    (`inception_a` to `inception_d`, and `inception_e_pair`), `conv_sequence`: an nn.Sequential of
+    convolutions, in which a pair 1×n, m×1 runs as one op, and outside of these `conv2d_act`: a unit
+    of one convolution and, behind it, BatchNorm, ReLU or both. A module is taken for a unit if it
     contains one Conv2d, at least one BatchNorm or ReLU, and nothing else. Where a module has
     such a block among its children, its nn.MaxPool2d, its nn.AdaptiveAvgPool2d to one pixel and its
     nn.Linear are replaced too (`max_pool2d`, `global_avg_pool2d`, `linear`), so that on a GPU
@@ -607,7 +629,7 @@ def report(model: nn.Module) -> FusionReport:
             if match is not None:
                 found.replaced.append((name, match.kind))
                 if module not in in_training:
-                    found.launches.append((name, FUSED_BLOCKS[match.kind].launches))
+                    found.launches.append((name, _launches(match)))
             else:
                 found.skipped.append((name, f"runs its original forward: {reason}"))
     for candidate in _survey(model, lambda module, names: _EXCLUDED in vars(module)):
@@ -722,6 +744,8 @@ def _survey(
     # block around them is excluded or understood.
     blocks = _judge(find_blocks(model, _is_fused_block), is_excluded)
     settled = {block.module for block in blocks if block.excluded or block.match is not None}
+    blocks += _judge(find_sequences(model, lambda m: m in settled or _is_fused_block(m)), is_excluded)
+    settled |= {block.module for block in blocks if block.excluded or block.match is not None}
     units = find_units(model, lambda m: m in settled or isinstance(m, FusedBlock))
     matched = {block.module for block in blocks if block.match is not None}
     layers = find_layers(model, lambda m: m in matched or _is_fused_block(m))

@@ -18,7 +18,7 @@ import inspect
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
@@ -35,9 +35,10 @@ from fused_inception.folding import (
     describe_kernel,
     type_name,
 )
-from fused_inception.ops.common.checks import DTYPES
+from fused_inception.ops.common.checks import DTYPES, MAX_TAPS
 
 __all__ = [
+    "CONV_SEQUENCE",
     "CONV_UNIT",
     "KNOWN_BLOCKS",
     "BlockMatch",
@@ -47,6 +48,7 @@ __all__ = [
     "UnitMatch",
     "find_blocks",
     "find_layers",
+    "find_sequences",
     "find_units",
     "global_hooks_installed",
     "hook_refusal",
@@ -142,12 +144,13 @@ class KnownBlock:
         kind: its name, the key in `fused_inception.blocks.FUSED_BLOCKS`.
         pattern: what it computes.
         child_names: the names of its children in torchvision; a module with all of them is a
-            candidate, whatever it computes.
+            candidate, whatever it computes. None: it is found by its filters, if it has an
+            nn.AvgPool2d too, which other modules with the same filters do not.
     """
 
     kind: str
     pattern: Pattern
-    child_names: frozenset[str]
+    child_names: frozenset[str] | None
 
 
 _POINT: KernelPattern = (1, 1)
@@ -176,10 +179,10 @@ def _numbered(prefix: str, last: int) -> list[str]:
     return [f"{prefix}_{index}" for index in range(1, last + 1)]
 
 
-def _inception_a() -> KnownBlock:
+def _inception_a(wide: KernelPattern) -> KnownBlock:
     branches = (
         _chain(("direct", _POINT)),
-        _chain(("wide_reduce", _POINT), ("wide_last", (5, 5))),
+        _chain(("wide_reduce", _POINT), ("wide_last", wide)),
         _chain(("double_reduce", _POINT), ("double_mid", _SQUARE), ("double_last", _SQUARE)),
         _chain(("pool_project", _POINT), source=_AVG_POOL_3),
     )
@@ -230,9 +233,11 @@ def _inception_d() -> KnownBlock:
     return KnownBlock("inception_d", CatPattern(branches), frozenset(names))
 
 
-def _inception_e(kind: str, pool: Pattern) -> KnownBlock:
+def _inception_e(
+    kind: str, pool: Pattern, *middle: tuple[str, KernelPattern]
+) -> KnownBlock:
     split = _chain(("split_reduce", _POINT))
-    double = _chain(("double_reduce", _POINT), ("double_mid", _SQUARE))
+    double = _chain(("double_reduce", _POINT), *middle)
     branches = (
         _chain(("direct", _POINT)),
         _chain(("split_row", _ROW), source=split),
@@ -250,18 +255,30 @@ def _inception_e(kind: str, pool: Pattern) -> KnownBlock:
     return KnownBlock(kind, CatPattern(branches), frozenset(names))
 
 
+_MIDDLE = ("double_mid", _SQUARE)
+
 KNOWN_BLOCKS: tuple[KnownBlock, ...] = (
-    _inception_a(),
+    _inception_a((5, 5)),
     _inception_b(),
     _inception_c(),
     _inception_d(),
-    _inception_e("inception_e", _AVG_POOL_3),
+    _inception_e("inception_e", _AVG_POOL_3, _MIDDLE),
     # As the network of the Fréchet Inception Distance ends.
-    _inception_e("inception_e_max_pool", _MAX_POOL_3),
+    _inception_e("inception_e_max_pool", _MAX_POOL_3, _MIDDLE),
+    # Those of Inception-v4, which have no names of their own.
+    replace(_inception_a((3, 3)), child_names=None),
+    replace(
+        _inception_e(
+            "inception_e_pair", _AVG_POOL_3, ("double_first", _COL), ("double_second", _ROW)
+        ),
+        child_names=None,
+    ),
 )
 
 # Not found by names or filters, but by what there is in it: see `find_units`.
-CONV_UNIT = KnownBlock("conv2d_act", AnyConvPattern("conv", INPUT), frozenset())
+CONV_UNIT = KnownBlock("conv2d_act", AnyConvPattern("conv", INPUT), None)
+# Nor is this: see `find_sequences`. It has no one pattern.
+CONV_SEQUENCE = "conv_sequence"
 
 
 @dataclass(frozen=True)
@@ -347,6 +364,93 @@ def find_units(
     return found
 
 
+def find_sequences(
+    model: nn.Module, stop: Callable[[nn.Module], bool] = lambda module: False
+) -> list[tuple[str, nn.Module]]:
+    """Lists the sequences of convolutions, under every name they are registered by.
+
+    Such a module is an nn.Sequential, nested or not, of at least two Conv2d, BatchNorm, ReLU,
+    MaxPool2d, nn.Identity and modules made of these. A pair 1×n, m×1 or n×1, 1×m stands in it, or
+    its convolutions are its own children, with BatchNorm or ReLU behind each.
+
+    Args:
+        model: where to look; it may be a candidate itself, with the name "".
+        stop: says of a module that neither it nor what it contains is wanted.
+
+    Returns:
+        (qualified name, module) in the order of `model.named_modules()`. A module inside a
+        candidate is none.
+    """
+    found: list[tuple[str, nn.Module]] = []
+    pending = [("", model)]
+    while pending:
+        name, module = pending.pop()
+        if stop(module):
+            continue
+        if is_sequence_like(module):
+            found.append((name, module))
+        else:
+            pending += reversed(list(_children(module, name)))
+    return found
+
+
+def is_sequence_like(module: nn.Module) -> bool:
+    """Whether a module looks like a sequence of convolutions, as `find_sequences` says."""
+    if type(_original(module)) is not nn.Sequential:
+        return False
+    convs: list[nn.Conv2d] = []
+    bare = 0
+    before = None
+    for leaf in _leaves(module):
+        part = "pool" if type(leaf) is nn.MaxPool2d else _unit_part(leaf)
+        if part is None or part == "other":
+            return False
+        if isinstance(leaf, nn.Conv2d):
+            convs.append(leaf)
+        bare += before == "conv" and part not in ("bn", "relu")
+        before = before if part == "identity" else part
+    if len(convs) < 2:
+        return False
+    if any(map(_is_pair, convs, convs[1:])):
+        return True
+    own = [child for child in module.children() if isinstance(child, nn.Conv2d)]
+    return len(own) == len(convs) and not bare and before != "conv"
+
+
+def _leaves(module: nn.Module) -> Iterator[nn.Module]:
+    # In the order in which they are registered. Modules of more than one convolution, other than
+    # sequences, do as they like with them and stay whole.
+    for child in module._modules.values():
+        if child is None:
+            continue
+        if isinstance(_original(child), nn.Sequential) or (
+            _unit_part(child) is None and _conv_filters(child).total() <= 1
+        ):
+            yield from _leaves(child)
+        else:
+            yield child
+
+
+def _is_pair(first: nn.Conv2d, second: nn.Conv2d) -> bool:
+    # Whether the filters are 1×n and m×1, or n×1 and 1×m, of lengths that the op takes; and the
+    # maps stay as large as they are.
+    rows, columns = _pair(first.kernel_size), _pair(second.kernel_size)
+    if rows[0] != 1:
+        rows, columns = rows[::-1], columns[::-1]
+    taps = (rows[1], columns[0])
+    if (rows[0], columns[1]) != (1, 1) or any(n % 2 == 0 or not 1 < n <= MAX_TAPS for n in taps):
+        return False
+    return all(
+        conv.padding == "same"
+        or (
+            _pair(conv.stride) == (1, 1)
+            and not isinstance(conv.padding, str)
+            and _pair(conv.padding) == tuple(n // 2 for n in _pair(conv.kernel_size))
+        )
+        for conv in (first, second)
+    )
+
+
 def find_layers(
     model: nn.Module, is_block: Callable[[nn.Module], bool]
 ) -> list[tuple[str, nn.Module]]:
@@ -425,7 +529,14 @@ def _blocks_like(module: nn.Module, filters: Counter[str]) -> Iterator[KnownBloc
         return
     children = set(module._modules.keys())
     for known in KNOWN_BLOCKS:
-        if known.child_names <= children or filters == _pattern_filters(known.pattern):
+        if known.child_names is None:
+            likely = any(isinstance(inner, nn.AvgPool2d) for inner in module.modules())
+        elif known.child_names <= children:
+            yield known
+            continue
+        else:
+            likely = True
+        if likely and filters == _pattern_filters(known.pattern):
             yield known
 
 
@@ -505,6 +616,9 @@ def recognize(block: nn.Module) -> BlockMatch:
     likely = list(_blocks_like(block, filters))
     if filters.total() == 1:
         likely.append(CONV_UNIT)
+    if is_sequence_like(block):
+        _check_modules(block)
+        return _Matcher(block, None).match_sequence(_lower(block, _trace(block)))
     if not likely:
         raise NotRecognizedError("does not look like a known block")
     _check_modules(block)
@@ -972,13 +1086,52 @@ def _wanted(pattern: Pattern) -> str:
 class _Matcher:
     # Holds one expression against one known block.
 
-    def __init__(self, block: nn.Module, known: KnownBlock) -> None:
+    def __init__(self, block: nn.Module, known: KnownBlock | None) -> None:
         self.block = block
         self.known = known
         self.units: dict[str, UnitMatch] = {}
         self.options: dict[str, Any] = {}
 
+    def match_sequence(self, output: Expression) -> BlockMatch:
+        """Convolutions and max pools one behind the other; neighbours that are a pair run as one."""
+        parts: list[Unit | Pool] = []
+        while not isinstance(output, Input):
+            if not isinstance(output, (Unit, Pool)):
+                raise NotRecognizedError(f"output: is {_found(output)}, takes a convolution")
+            parts.insert(0, output)
+            output = output.source
+        steps: list[tuple[str, dict[str, Any]]] = []
+        before: Unit | None = None
+        for part in parts:
+            if isinstance(part, Pool):
+                steps.append(("max_pool2d", self._max_pool_options(part)))
+                before = None
+                continue
+            self.options = {}
+            self._match_unit(AnyConvPattern(str(len(self.units)), INPUT), part)
+            if before is not None and _is_pair(self._conv(before.conv), self._conv(part.conv)):
+                _, first = steps.pop()
+                activations = {
+                    "mid_activation": first["activation"],
+                    "activation": self.options["activation"],
+                }
+                steps.append(("factorized_conv2d", activations))
+                before = None
+            else:
+                steps.append(("conv2d_act", self.options))
+                before = part
+        self._check_one_kind()
+        return BlockMatch(CONV_SEQUENCE, tuple(self.units.values()), {"steps": tuple(steps)})
+
+    def _max_pool_options(self, pool: Pool) -> dict[str, Any]:
+        if pool.kind != "max" or pool.dilation != (1, 1) or pool.ceil_mode:
+            raise NotRecognizedError(
+                f"{pool.name}: takes a max pool without dilation and ceil_mode"
+            )
+        return {"kernel": pool.window, "stride": pool.stride, "padding": pool.padding}
+
     def match(self, output: Expression) -> BlockMatch:
+        assert self.known is not None
         self._match(self.known.pattern, output, "output: is")
         self._check_one_kind()
         return BlockMatch(self.known.kind, tuple(self.units.values()), self.options)
