@@ -69,7 +69,7 @@ GPU_TESTS_exact := tests/test_factorized_conv2d_gpu.py -k exact
 GPU_TESTS_pair := tests/test_factorized_conv2d_gpu.py -k "not exact"
 GPU_TESTS_ops := $(addprefix tests/test_,factorized_conv2d.py split_conv2d.py grid_reduction.py \
 	conv2d_act.py registration.py precision.py)
-GPU_TESTS_network := $(addprefix tests/test_,modules.py fuse.py blocks_gpu.py graphs.py models.py cli.py)
+GPU_TESTS_network := $(addprefix tests/test_,modules.py fuse.py models.py cli.py)
 # An interpreter given by PYTHON is used as it is: nothing is installed and .venv is not made.
 ifdef PYTHON
 gpu: GPU_PYTHON := $(PYTHON)

@@ -297,10 +297,9 @@ class FusedBlock(StandIn):
             try:
                 if not recognized:
                     self._match = _recognize_alone(self._original)
+                self._fold()
             except NotRecognizedError as error:
                 reason = str(error)
-            else:
-                self._fold()
             self._reason = reason
             self._snapshot = snapshot
         return snapshot
@@ -318,7 +317,11 @@ class FusedBlock(StandIn):
         # Ordinary tensors also where the model runs in inference mode: such can be written later.
         with torch.inference_mode(False), torch.no_grad():
             spec = FUSED_BLOCKS[self._match.kind]
-            packed = spec.pack({unit.role: self._folded(unit) for unit in self._match.units})
+            convs = {unit.role: self._folded(unit) for unit in self._match.units}
+            try:
+                packed = spec.pack(convs)
+            except ValueError as error:  # channels that do not fit: the block cannot run at all
+                raise NotRecognizedError(str(error)) from error
             weight_names, bias_names = _names(self._match)
             for name, weight in zip(weight_names, packed.weights, strict=True):
                 self._store(_weight_buffer(name), weight)

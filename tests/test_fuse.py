@@ -1744,6 +1744,18 @@ def test_every_convolution_of_a_block_is_followed(kind):
 
 
 @torch.no_grad()
+def test_channels_that_do_not_fit_are_left_to_the_original(fused_calls):
+    model = block()
+    fused = fuse(model)
+    for mode in (model, fused):
+        mode.branch7x7_2.conv = nn.Conv2d(MID + 1, MID, (1, 7), padding=(0, 3))
+    for broken in (fused, fuse(model)):
+        with pytest.raises(RuntimeError, match=r"expected input.* to have 5 channels, but got 4"):
+            broken(images())
+    assert fused_calls.took() == 0
+
+
+@torch.no_grad()
 def test_options_of_a_unit_are_followed(fused_calls):
     model = block("conv2d_act")
     fused = fuse(model)

@@ -8,9 +8,10 @@ section 3.2: four branches on one input, concatenated in this order:
     double   1×1 → n×1 → 1×n → n×1 → 1×n
     pool     average pool 3×3, stride 1 → 1×1
 
-The four 1×1s on the input run as one product, the last of them in front of the pool instead of
-behind it; the six one-dimensional convolutions run as three pairs. ReLU stands behind every
-convolution.
+That is the order in which V3 has the double branch; the figure has it the other way round,
+1×n → n×1 → 1×n → n×1, which runs here too. The four 1×1s on the input run as one product, the last
+of them in front of the pool instead of behind it; the six one-dimensional convolutions run as three
+pairs. ReLU stands behind every convolution.
 """
 
 from torch import Tensor
@@ -53,7 +54,8 @@ def inception_c(
     Args:
         input: `(N, C, H, W)`, any strides; channels_last costs no copy.
         weights: `PLAN.pack(w)` of the folded convolutions `w`, all in the dtype of `input` unless
-            under autocast. `*_row` are 1×n and `*_col` n×1 with n odd, 1 to 31, the others 1×1.
+            under autocast. `*_row*` are 1×n and `*_col*` n×1, or in the double branch the other way
+            round, with n odd, 1 to 31; the others are 1×1.
         count_include_pad: whether the average pool divides by 9 at the border too. Default True.
         backend: as in `factorized_conv2d`. Default "auto".
 

@@ -45,9 +45,10 @@ def backends(plan: Plan) -> tuple[dispatch.Backend, ...]:
 def launches(plan: Plan) -> tuple[int, int]:
     """The fewest and the most kernels that one forward of a block launches on "triton".
 
-    A pair is one launch or two, by its shape and batch. Copies of operands that a kernel cannot
-    take as they are, siblings on up to 8 channels, which are launched one by one, and batches of
-    more than 2^30 pixels come on top.
+    A pair is one launch or two, by its shape and batch. On top come copies of operands that a
+    kernel cannot take as they are, siblings on up to 8 channels, which are launched one by one,
+    batches of more than 2^30 pixels, and pairs in two launches whose map between the factors is
+    larger than L2, which go through it in parts.
     """
     pairs = sum(isinstance(step, Pair) for step in plan.steps)
     return len(plan.steps), len(plan.steps) + pairs

@@ -134,7 +134,10 @@ class MaxPool(NamedTuple):
     source: str
     target: str
     halves: bool = True
-    weights: tuple[str, ...] = ()
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return ()
 
     @property
     def maps(self) -> tuple[str, ...]:
@@ -146,7 +149,10 @@ class AveragePool(NamedTuple):
 
     source: str
     target: str
-    weights: tuple[str, ...] = ()
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return ()
 
     @property
     def maps(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The pools on the Triton backend, run by the interpreter.
+"""The pools and the linear layer on the Triton backend, run by the interpreter.
 
 Left out: float64 (the backend refuses it).
 """
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from fused_inception import testing
+from fused_inception.blocks import BlockWeights, linear
 from fused_inception.ops.common import launching
 from fused_inception.ops.common.geometry import empty_channels_last
 from fused_inception.ops.pool2d import launch
@@ -200,19 +201,33 @@ def test_offsets_past_two_to_the_31_elements():
     assert torch.equal(means[last:], global_avg_pool2d(x, backend="triton"))
 
 
-def test_wrong_arguments_are_refused():
-    x = torch.zeros(1, 2, 4, 4)
-    for call, match in (
-        (lambda: max_pool2d(x[0], 2), "max_pool2d: input must be 4-D"),
-        (lambda: max_pool2d(x, 0), "max_pool2d: kernel must be an integer of at least 1"),
-        (lambda: max_pool2d(x, 2, padding=2), "max_pool2d: padding must be at most half"),
-        (lambda: max_pool2d(x, 5), "max_pool2d: input of 4x4 .* as the 5x5 window"),
-        (lambda: max_pool2d(x, 2, backend="fastest"), "max_pool2d: backend must be one of"),
-        (lambda: global_avg_pool2d(x[0]), "global_avg_pool2d: input must be 4-D"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            call()
-    with pytest.raises(TypeError, match="max_pool2d: input must be a Tensor, got list"):
-        max_pool2d([1], 2)
-    with pytest.raises(RuntimeError, match=r"'triton' cannot run here: dtype torch\.float64"):
-        global_avg_pool2d(x.double(), backend="triton")
+# The linear layer: `conv2d_act` on maps of one pixel.
+
+
+def packed(dtype, channels=70, bias=True):
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(33, channels, 1, 1, generator=generator) / channels**0.5
+    shift = torch.randn(33, generator=generator).to(dtype) if bias else None
+    return BlockWeights((testing.channels_last(weight.to(dtype)),), (shift,))
+
+
+@pytest.mark.parametrize("channels", [5, 16, 70])
+@pytest.mark.parametrize("batch", [0, 1, 7])
+def test_linear_is_within_pytorchs_error(batch, channels, precision):
+    dtype, factor = precision
+    if torch.backends.cudnn.conv.fp32_precision == "tf32" and dtype == torch.float32:
+        pytest.skip("a CPU has no tf32 to compare with; conv2d_act's tests do it by steps")
+    x = maps((batch, channels, 1, 1), dtype).flatten(1)
+    (weight,), (bias,) = weights = packed(dtype, channels)
+    result = linear(x, weights, backend="triton")
+    oracle = F.linear(x.double(), weight.double().flatten(1), bias.double())
+    testing.assert_within_budget(result, F.linear(x, weight.flatten(1), bias), oracle, factor)
+
+
+@pytest.mark.usefixtures("sequential_product")
+def test_a_row_does_not_depend_on_its_batch(precision):
+    dtype, _ = precision
+    x, weights = maps((7, 70, 1, 1), dtype).flatten(1), packed(dtype)
+    whole = linear(x, weights, backend="triton")
+    for i in range(7):
+        assert torch.equal(linear(x[i : i + 1], weights, backend="triton"), whole[i : i + 1])
