@@ -50,7 +50,7 @@ __all__ = ["FusedBlock", "FusionReport", "fuse", "refresh", "report"]
 
 # What torch.nn.Module keeps in every instance.
 _MODULE_STATE = frozenset(vars(nn.Module()))
-_BLOCK_KINDS = frozenset({CONV_SEQUENCE, *(known.kind for known in KNOWN_BLOCKS)})
+_BLOCK_KINDS = frozenset(known.kind for known in KNOWN_BLOCKS)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _FOLDED = "folded_"
 # On a candidate that filter_fn excluded, so that `report` can say so, also of a copy.
@@ -747,12 +747,16 @@ def _survey(
     # block around them is excluded or understood.
     blocks = _judge(find_blocks(model, _is_fused_block), is_excluded)
     settled = {block.module for block in blocks if block.excluded or block.match is not None}
-    blocks += _judge(find_sequences(model, lambda m: m in settled or _is_fused_block(m)), is_excluded)
-    settled |= {block.module for block in blocks if block.excluded or block.match is not None}
-    units = find_units(model, lambda m: m in settled or isinstance(m, FusedBlock))
     matched = {block.module for block in blocks if block.match is not None}
+
+    def is_settled(module: nn.Module) -> bool:
+        return module in settled or isinstance(module, FusedBlock)
+
+    sequences = _judge(find_sequences(model, is_settled), is_excluded)
+    settled |= {found.module for found in sequences if found.excluded or found.match is not None}
+    units = _judge(find_units(model, is_settled), is_excluded)
     layers = find_layers(model, lambda m: m in matched or _is_fused_block(m))
-    return blocks + _judge(units, is_excluded) + _judge(layers, is_excluded)
+    return blocks + sequences + units + _judge(layers, is_excluded)
 
 
 def _judge(
@@ -792,12 +796,12 @@ def _recognize_alone(block: nn.Module) -> BlockMatch:
 
 
 def _is_fused_block(module: nn.Module) -> bool:
-    # Fused units are looked through: the block around them may be understood by now.
+    # Fused units and sequences are looked through: the block around them may be understood by now.
     return isinstance(module, FusedBlock) and module._match.kind in _BLOCK_KINDS
 
 
 def _release_units(block: nn.Module) -> None:
-    # In a block that is fused as a whole, no unit is fused on its own.
+    # In a block that is fused as a whole, no unit or sequence is fused on its own.
     for parent in block.modules():
         for name, child in parent._modules.items():
             if isinstance(child, FusedBlock):

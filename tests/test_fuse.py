@@ -41,7 +41,13 @@ from fused_inception.models import (
 )
 from fused_inception.models.torchvision_import import import_torchvision
 from fused_inception.ops.common.dispatch import batch_invariance_refusal
-from fused_inception.recognize import NotRecognizedError, find_blocks, find_units, recognize
+from fused_inception.recognize import (
+    NotRecognizedError,
+    find_blocks,
+    find_sequences,
+    find_units,
+    recognize,
+)
 
 CHANNELS = 8
 MID = 4
@@ -53,7 +59,13 @@ KINDS = {
     "inception_d": lambda: InceptionD(CHANNELS),
     "inception_e": lambda: InceptionE(CHANNELS),
     "inception_e_max_pool": lambda: PooledByMaximum(CHANNELS),
+    "inception_e_pair": lambda: Paired(),
     "conv2d_act": lambda: BasicConv2d(CHANNELS, 6, kernel_size=(3, 5), stride=2, padding=(1, 2)),
+    "conv_sequence": lambda: nn.Sequential(
+        BasicConv2d(CHANNELS, 5, kernel_size=1),
+        BasicConv2d(5, 4, kernel_size=(1, 7), padding=(0, 3)),
+        BasicConv2d(4, 6, kernel_size=(5, 1), padding=(2, 0)),
+    ),
 }
 FILTERS = {
     "inception_a": 230,
@@ -62,7 +74,9 @@ FILTERS = {
     "inception_d": 512 + CHANNELS,
     "inception_e": 2048,
     "inception_e_max_pool": 2048,
+    "inception_e_pair": 29,
     "conv2d_act": 6,
+    "conv_sequence": 6,
 }
 # The layers that stand beside blocks, which have tests of their own.
 LAYERS = ("max_pool2d", "global_avg_pool2d", "linear")
@@ -99,14 +113,14 @@ def block(kind="inception_c"):
 
 def network(seed=0, kind="inception_c"):
     """Two blocks in a row, around something else."""
-    model = nn.Sequential(
-        OrderedDict(
-            first=KINDS[kind](),
-            middle=nn.Conv2d(FILTERS[kind], CHANNELS, 1),
-            second=KINDS[kind](),
-        )
+    children = OrderedDict(
+        first=KINDS[kind](),
+        middle=nn.Conv2d(FILTERS[kind], CHANNELS, 1),
+        second=KINDS[kind](),
     )
-    return randomize(model, seed).eval()
+    if kind == "conv_sequence":
+        children["last"] = nn.Flatten(2)  # or all of it were one
+    return randomize(nn.Sequential(children), seed).eval()
 
 
 def images(batch=2, height=9, width=7, seed=1, dtype=torch.float32):
@@ -963,12 +977,69 @@ class Wide(Renamed):
         return self.join([self.p(x), self.q(x), self.r(x), self.s(self.pool(x))])
 
 
+class Paired(Renamed):
+    """The 8×8 block of Inception-v4."""
+
+    # Channels in; filters of the direct branch, of the 1×1s, of the split, of the pair, of the pool.
+    widths = (CHANNELS, 6, MID, 5, (7, 5), 3)
+
+    def build(self):
+        channels, direct, reduced, split, (first, second), pool = self.widths
+        self.p = self.last(channels, direct, kernel_size=1)
+        self.q = self.unit(channels, reduced, kernel_size=1)
+        self.q_row = self.unit(reduced, split, kernel_size=(1, 3), padding=(0, 1))
+        self.q_col = self.unit(reduced, split, kernel_size=(3, 1), padding=(1, 0))
+        self.r = nn.Sequential(
+            self.unit(channels, reduced, kernel_size=1),
+            self.unit(reduced, first, kernel_size=(3, 1), padding=(1, 0)),
+            self.unit(first, second, kernel_size=(1, 3), padding=(0, 1)),
+        )
+        self.r_row = self.unit(second, split, kernel_size=(1, 3), padding=(0, 1))
+        self.r_col = self.unit(second, split, kernel_size=(3, 1), padding=(1, 0))
+        self.s = nn.Sequential(
+            nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False),
+            self.unit(channels, pool, kernel_size=1),
+        )
+
+    def forward(self, x):
+        q, r = self.q(x), self.r(x)
+        split = [self.q_row(q), self.q_col(q), self.r_row(r), self.r_col(r)]
+        return self.join([self.p(x), *split, self.s(x)])
+
+
+class RealPaired(Paired):
+    widths = (1536, 256, 384, 256, (448, 512), 256)
+
+
+class Narrow(Renamed):
+    """The 35×35 block of Inception-v4: a 3×3 where that of Inception V3 has a 5×5."""
+
+    def build(self):
+        self.p = self.last(CHANNELS, 6, kernel_size=1)
+        self.q = nn.Sequential(
+            self.unit(CHANNELS, MID, kernel_size=1), self.unit(MID, 5, kernel_size=3, padding=1)
+        )
+        self.r = nn.Sequential(
+            self.unit(CHANNELS, MID, kernel_size=1),
+            self.unit(MID, 7, kernel_size=3, padding=1),
+            self.unit(7, 5, kernel_size=3, padding=1),
+        )
+        self.s = nn.Sequential(
+            nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False),
+            self.unit(CHANNELS, 5, kernel_size=1),
+        )
+
+    def forward(self, x):
+        return self.join([self.p(x), self.q(x), self.r(x), self.s(x)])
+
+
 RENAMED = {
     "inception_a": Wide,
     "inception_b": Reduction,
     "inception_c": Block,
     "inception_d": FactorizedReduction,
     "inception_e": Expanded,
+    "inception_e_pair": Paired,
 }
 
 
@@ -1306,6 +1377,7 @@ def test_what_is_not_known_is_left_alone_with_a_reason(case):
     modules = list(model.modules())
     before = states(modules)
     units = [name for name, _ in find_units(model)]
+    sequences = [name for name, _ in find_sequences(model)]
     with pytest.raises(RuntimeError, match=rf"  0: .*{message}"):
         fuse(model, inplace=True, strict=True)
     name, reason = report(model).skipped[0]
@@ -1318,11 +1390,12 @@ def test_what_is_not_known_is_left_alone_with_a_reason(case):
     assert model[0] is inner
     found = report(model)
     assert found.skipped[0] == (name, reason)
-    # Its units are looked at one by one, and nothing else is touched.
-    assert all(kind == "conv2d_act" for _, kind in found.replaced)
-    assert sorted([*found.replaced, *found.skipped[1:]]) == sorted(
-        (unit, dict([*found.replaced, *found.skipped])[unit]) for unit in units
-    )
+    # Its sequences and units are looked at one by one, and nothing else is touched.
+    kinds = dict(found.replaced)
+    assert set(kinds.values()) <= {"conv2d_act", "conv_sequence"}
+    fused_sequences = {path for path in sequences if path in kinds}
+    alone = [u for u in units if not any(u.startswith(f"{path}.") for path in fused_sequences)]
+    assert sorted([*kinds, *(path for path, _ in found.skipped[1:])]) == sorted(sequences + alone)
     fused = {id(module._original) for module in model.modules() if isinstance(module, FusedBlock)}
     for module, now, then in zip(modules, states(modules), before, strict=True):
         assert id(module) in fused or now == then
@@ -1334,10 +1407,11 @@ def test_the_units_of_a_block_that_is_not_known_are_fused(case, fused_calls):
     model = nn.Sequential(randomize(REFUSALS[case][0]())).eval()
     fused = fuse(model)
     assert_close(fused(images()), model(images()))
-    units = len(report(fused).replaced)
+    wrappers = [module for module in fused.modules() if isinstance(module, FusedBlock)]
+    units = sum(len(wrapper._match.units) for wrapper in wrappers)
     assert units == 9 if case == "dilation" else units == 10
     # One of them runs twice.
-    assert fused_calls.took() == units + (case == "conv-twice")
+    assert fused_calls.took() == len(wrappers) + (case == "conv-twice")
     assert report(fuse(fused, inplace=True)) == report(fused)
 
 
