@@ -164,9 +164,7 @@ def conv2d_padding(name: str, conv: nn.Conv2d) -> tuple[int, int]:
     return (rows, columns)
 
 
-def check_batch_norm(
-    name: str, bn: nn.Module, features: int, *, own_forward: bool = False
-) -> None:
+def check_batch_norm(name: str, bn: nn.Module, features: int, *, own_forward: bool = False) -> None:
     """Raises unless `bn` is a plain `torch.nn.BatchNorm2d` that `fold_batch_norm` can fold.
 
     Args:

@@ -535,9 +535,9 @@ def fuse(
     is not known stays as it is, and `report` says why. The kinds are the blocks of Inception V3,
     `inception_a` (Mixed_5b to 5d), `inception_b` (Mixed_6a), `inception_c` (Mixed_6b to 6e),
     `inception_d` (Mixed_7a), `inception_e` (Mixed_7b and 7c) and `inception_e_max_pool` (the last
-    block of the Fréchet Inception Distance's network), the blocks of Inception-v4 that are made alike
-    (`inception_a` to `inception_d`, and `inception_e_pair`), `conv_sequence`: an nn.Sequential of
-    convolutions, in which a pair 1×n, m×1 runs as one op, and outside of these `conv2d_act`: a unit
+    block of the Fréchet Inception Distance's network), with those of Inception-v4 that are made
+    alike and `inception_e_pair`, which is its own. Outside of these there are `conv_sequence`, an
+    nn.Sequential of convolutions in which a pair 1×n, m×1 runs as one op, and `conv2d_act`: a unit
     of one convolution and, behind it, BatchNorm, ReLU or both. A module is taken for a unit if it
     contains one Conv2d, at least one BatchNorm or ReLU, and nothing else. Where a module has
     such a block among its children, its nn.MaxPool2d, its nn.AdaptiveAvgPool2d to one pixel and its

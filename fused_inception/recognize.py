@@ -233,9 +233,7 @@ def _inception_d() -> KnownBlock:
     return KnownBlock("inception_d", CatPattern(branches), frozenset(names))
 
 
-def _inception_e(
-    kind: str, pool: Pattern, *middle: tuple[str, KernelPattern]
-) -> KnownBlock:
+def _inception_e(kind: str, pool: Pattern, *middle: tuple[str, KernelPattern]) -> KnownBlock:
     split = _chain(("split_reduce", _POINT))
     double = _chain(("double_reduce", _POINT), *middle)
     branches = (
@@ -1093,7 +1091,7 @@ class _Matcher:
         self.options: dict[str, Any] = {}
 
     def match_sequence(self, output: Expression) -> BlockMatch:
-        """Convolutions and max pools one behind the other; neighbours that are a pair run as one."""
+        """Convolutions and max pools one behind the other; a pair of neighbours is one step."""
         parts: list[Unit | Pool] = []
         while not isinstance(output, Input):
             if not isinstance(output, (Unit, Pool)):

@@ -59,7 +59,7 @@ KINDS = {
     "inception_d": lambda: InceptionD(CHANNELS),
     "inception_e": lambda: InceptionE(CHANNELS),
     "inception_e_max_pool": lambda: PooledByMaximum(CHANNELS),
-    "inception_e_pair": lambda: Paired(),
+    "inception_e_pair": lambda: Paired(),  # noqa: PLW0108 - defined below
     "conv2d_act": lambda: BasicConv2d(CHANNELS, 6, kernel_size=(3, 5), stride=2, padding=(1, 2)),
     "conv_sequence": lambda: nn.Sequential(
         BasicConv2d(CHANNELS, 5, kernel_size=1),
@@ -980,7 +980,7 @@ class Wide(Renamed):
 class Paired(Renamed):
     """The 8×8 block of Inception-v4."""
 
-    # Channels in; filters of the direct branch, of the 1×1s, of the split, of the pair, of the pool.
+    # Channels in; filters of the direct branch, the 1×1s, the split, the pair and the pool.
     widths = (CHANNELS, 6, MID, 5, (7, 5), 3)
 
     def build(self):
@@ -2570,11 +2570,12 @@ def test_a_block_that_is_understood_later_is_fused_as_a_whole(kind, fused_calls)
     first.register_forward_hook(lambda *args: None)
     fused = fuse(model)
     convs = sum(isinstance(module, nn.Conv2d) for module in model.modules())
-    assert len(report(fused).replaced) == convs - 1
+    wrappers = [module for module in fused.modules() if isinstance(module, FusedBlock)]
+    assert sum(len(wrapper._match.units) for wrapper in wrappers) == convs - 1
     x = images()
     want = model(x)
     assert_close(fused(x), want)
-    assert fused_calls.took() == convs - 1
+    assert fused_calls.took() == len(wrappers)
     for module in fused.modules():
         module._forward_hooks.clear()
     name, reason = report(fused).skipped[0]
@@ -2809,7 +2810,8 @@ def test_compiles_whole_and_once(kind, fresh_compiler):
         assert_close(compiled(x), model(x))
     assert counter.frame_count == 1
     names = [str(node.target) for node in counter.graphs[0].graph.nodes]
-    assert names.count(f"fused_inception.{kind}.default") == 2
+    op = "factorized_conv2d" if kind == "conv_sequence" else kind
+    assert names.count(f"fused_inception.{op}.default") == 2
     for batch in (3, 5, 7):
         assert_close(compiled(images(batch=batch)), model(images(batch=batch)))
     assert counter.frame_count == 2
@@ -2899,8 +2901,10 @@ def test_exports_the_fused_forward(strict, kind, fresh_compiler):
     program = torch.export.export(fused, (images(),), dynamic_shapes=({0: batch},), strict=strict)
     names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     # A block is one op, and nothing of it is left beside it.
-    assert names.count(f"fused_inception.{kind}.default") == 2
-    assert [name for name in names if name.startswith("aten.")] == ["aten.conv2d.default"]
+    op = "factorized_conv2d" if kind == "conv_sequence" else kind
+    assert names.count(f"fused_inception.{op}.default") == 2
+    others = [name for name in names if name.startswith("aten.") and "flatten" not in name]
+    assert others == ["aten.conv2d.default"]
     for size in (2, 5):
         assert_close(program.module()(images(batch=size)), model(images(batch=size)))
     # Exporting leaves the model as it was.
