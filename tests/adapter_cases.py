@@ -90,8 +90,8 @@ class Case:
         sizes: rows and columns to run it on.
         inner: a convolution inside one of its blocks.
         network: the part with the weights, of the module that people hold.
-        call: what is run on an input, of that module.
         resizes: whether it resizes to 299×299 itself.
+        idle: replaced modules that its forward does not call.
     """
 
     make: Callable[[], nn.Module]
@@ -101,9 +101,10 @@ class Case:
     sizes: tuple[tuple[int, int], ...] = ((75, 75), (107, 91))
     network: Callable[[nn.Module], nn.Module] = lambda model: model
     resizes: bool = False
+    idle: int = 0
 
 
-def metric(name, **options):
+def metric(name, idle, **options):
     return Case(
         lambda: torchmetrics(name, **options),
         {**FID, **STEM, **HEAD},
@@ -112,6 +113,7 @@ def metric(name, **options):
         ((32, 40),),
         lambda model: model.inception,
         resizes=True,
+        idle=idle,
     )
 
 
@@ -176,10 +178,12 @@ CASES = {
         pixels,
         ((32, 40),),
         resizes=True,
+        idle=1,
     ),
-    "torchmetrics-fid": metric("FrechetInceptionDistance"),
-    "torchmetrics-is": metric("InceptionScore"),
-    "torchmetrics-kid": metric("KernelInceptionDistance", subset_size=2),
+    # Its linear layer is behind the features, or only its weight is read.
+    "torchmetrics-fid": metric("FrechetInceptionDistance", 1),
+    "torchmetrics-is": metric("InceptionScore", 1),
+    "torchmetrics-kid": metric("KernelInceptionDistance", 1, subset_size=2),
 }
 
 

@@ -60,7 +60,7 @@ def small(name):
 
 def running(name):
     """How many of the replaced modules run in a forward."""
-    return sum(CASES[name].counts.values())
+    return sum(CASES[name].counts.values()) - CASES[name].idle
 
 
 @every_case
@@ -194,7 +194,7 @@ def test_a_parametrized_block_is_left_alone(name):
     fused = fuse(model)
     assert any("takes torch.nn.Conv2d" in reason for _, reason in report(fused).skipped)
     assert_agree(outputs(name, fused, small(name)), outputs(name, model, small(name)))
-    with pytest.raises(RuntimeError, match="ParametrizedConv2d, takes torch.nn.Conv2d"):
+    with pytest.raises(RuntimeError, match="ParametrizedConv2d, takes"):
         fuse(model, strict=True)
 
 
@@ -254,13 +254,25 @@ def test_fuse_takes_two_seconds_and_one_copy_of_the_weights(name):
         fused = fuse(model)
         seconds.append(time.process_time() - start)
     assert min(seconds) < 2
-    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
-    weights = sum(m.weight.nbytes for m in convs)
-    # Each has a bias now.
-    biases = sum(4 * m.out_channels for m in convs)
-    linear = sum(m.weight.nbytes + m.bias.nbytes for m in model.modules() if type(m) is nn.Linear)
+    wrappers = [module for module in fused.modules() if isinstance(module, FusedBlock)]
+    layers = [
+        layer
+        for wrapper in wrappers
+        for layer in wrapper.modules()
+        if isinstance(layer, nn.Conv2d)
+    ]
+    weights = sum(layer.weight.nbytes for layer in layers)
+    # Each has a bias now; that of a 1×1 behind an average pool has zeros in its place as well.
+    biases = sum(layer.weight.shape[0] * 4 for layer in layers)
+    linear = sum(
+        wrapper.weight.nbytes + wrapper.bias.nbytes
+        for wrapper in wrappers
+        if wrapper._match.kind == "linear"
+    )
     folded = sum(b.nbytes for key, b in fused.named_buffers() if ".folded_" in key)
-    assert 0.9 * weights < folded <= weights + biases + linear
+    assert weights + linear < folded <= weights + linear + 2 * biases
+    own = sum(b.nbytes for b in model.buffers())
+    assert sum(b.nbytes for b in fused.buffers()) == own + folded
 
 
 # What is each package's own
@@ -270,10 +282,10 @@ def test_fuse_takes_two_seconds_and_one_copy_of_the_weights(name):
     ("options", "reason"),
     [
         ({"act_layer": "silu"}, "BatchNormAct2d, takes torch.nn.BatchNorm2d, alone or with ReLU"),
-        ({"norm_layer": "instancenorm2d"}, "InstanceNorm"),
-        ({"norm_layer": "frozenbatchnorm2d"}, "Frozen"),
+        ({"norm_layer": "groupnorm1"}, "GroupNorm1"),
+        ({"act_layer": "leaky_relu"}, "alone or with ReLU"),
     ],
-    ids=["silu", "instance-norm", "frozen"],
+    ids=["silu", "group-norm", "leaky-relu"],
 )
 @torch.no_grad()
 def test_timm_with_other_layers_is_left_alone(options, reason):
