@@ -104,16 +104,21 @@ CHANGES = {
     ),
     "in-place": lambda net: [p.mul_(0.75) for p in net.parameters()],
     "double": lambda net: net.to(torch.float64),
-    "data": lambda net: ([setattr(p, "data", p.data * 0.75) for p in net.parameters()]),
 }
 
 
-@every_package
-@pytest.mark.parametrize("change", ["load", "in-place", "double"])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    # torch-fidelity casts its input to a dtype of its own: see the test of float64.
+    [
+        (name, change)
+        for name in PACKAGES
+        for change in ("load", "in-place", "double")
+        if (name, change) != ("torch-fidelity", "double")
+    ],
+)
 @torch.no_grad()
 def test_folded_weights_follow(change, name, fused_calls):  # noqa: F811
-    if name == "torch-fidelity" and change == "double":
-        pytest.skip("it casts its input to a dtype of its own; see the test of float64")
     model = copy.deepcopy(made(name))
     fused = fuse(model)
     input = small(name)
@@ -256,10 +261,7 @@ def test_fuse_takes_two_seconds_and_one_copy_of_the_weights(name):
     assert min(seconds) < 2
     wrappers = [module for module in fused.modules() if isinstance(module, FusedBlock)]
     layers = [
-        layer
-        for wrapper in wrappers
-        for layer in wrapper.modules()
-        if isinstance(layer, nn.Conv2d)
+        layer for wrapper in wrappers for layer in wrapper.modules() if isinstance(layer, nn.Conv2d)
     ]
     weights = sum(layer.weight.nbytes for layer in layers)
     # Each has a bias now; that of a 1×1 behind an average pool has zeros in its place as well.
@@ -282,7 +284,7 @@ def test_fuse_takes_two_seconds_and_one_copy_of_the_weights(name):
     ("options", "reason"),
     [
         ({"act_layer": "silu"}, "BatchNormAct2d, takes torch.nn.BatchNorm2d, alone or with ReLU"),
-        ({"norm_layer": "groupnorm1"}, "GroupNorm1"),
+        ({"norm_layer": "groupnorm1"}, "group_norm: not part of a known block"),
         ({"act_layer": "leaky_relu"}, "alone or with ReLU"),
     ],
     ids=["silu", "group-norm", "leaky-relu"],
