@@ -2482,6 +2482,125 @@ def test_the_innermost_candidate_is_the_unit():
     assert report(fused).replaced == [("0.unit", "conv2d_act")]
 
 
+def oblong(rows, columns, channels=6, filters=6, **options):
+    options = {"padding": (rows // 2, columns // 2), **options}
+    return nn.Conv2d(channels, filters, (rows, columns), **options)
+
+
+# Each sequence and the ops that it runs as.
+SEQUENCES = {
+    "flat-pair": (
+        lambda: sequence(oblong(1, 7, CHANNELS), nn.BatchNorm2d(6), nn.ReLU(), oblong(5, 1)),
+        ["factorized_conv2d"],
+    ),
+    "columns-first": (
+        lambda: sequence(oblong(3, 1, CHANNELS, padding="same"), nn.ReLU(), oblong(1, 3)),
+        ["factorized_conv2d"],
+    ),
+    "two-pairs-and-one": (
+        lambda: sequence(
+            oblong(7, 1, CHANNELS), oblong(1, 7), oblong(7, 1), oblong(1, 7), oblong(7, 1)
+        ),
+        ["factorized_conv2d", "factorized_conv2d", "conv2d_act"],
+    ),
+    "pool": (
+        lambda: sequence(
+            conv3(padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2, padding=1),
+            sequence(oblong(1, 3), nn.ReLU()),
+            sequence(oblong(3, 1), nn.BatchNorm2d(6)),
+        ),
+        ["conv2d_act", "max_pool2d", "factorized_conv2d"],
+    ),
+    "flat": (
+        lambda: sequence(
+            conv3(), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 5, 1), nn.ReLU()
+        ),
+        ["conv2d_act", "max_pool2d", "conv2d_act"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SEQUENCES)
+@torch.no_grad()
+def test_sequences_are_fused(case, fused_calls):
+    make, ops = SEQUENCES[case]
+    model = nn.ModuleDict({"sequence": randomize(make())}).eval()
+    assert [op for op, _ in recognize(model["sequence"]).options["steps"]] == ops
+    fused = fuse(model, strict=True)
+    found = report(fused)
+    assert found.replaced == [("sequence", "conv_sequence")]
+    pairs = ops.count("factorized_conv2d")
+    assert found.launches == [("sequence", (len(ops), len(ops) + pairs))]
+    x = images(height=11, width=13)
+    assert_close(fused["sequence"](x), model["sequence"](x))
+    assert fused_calls.took() == 1
+    assert len(fused["sequence"]) == len(model["sequence"])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: sequence(oblong(1, 7, CHANNELS, stride=(1, 2)), oblong(7, 1)),
+        lambda: sequence(oblong(1, 7, CHANNELS), oblong(7, 1, padding=0)),
+        lambda: sequence(oblong(1, 7, CHANNELS), oblong(1, 7)),
+        lambda: sequence(oblong(1, 6, CHANNELS), oblong(6, 1)),
+        lambda: sequence(oblong(1, 33, CHANNELS), oblong(33, 1)),
+        lambda: sequence(oblong(1, 7, CHANNELS), nn.SiLU(), oblong(7, 1)),
+        lambda: sequence(oblong(1, 7, CHANNELS), nn.Flatten(2)),
+    ],
+    ids=["stride", "padding", "rows-twice", "even", "too-long", "silu", "one"],
+)
+def test_what_is_no_sequence_is_not_listed(make):
+    assert find_sequences(make()) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: sequence(oblong(1, 7, CHANNELS), oblong(7, 1, groups=2)),
+            "1: groups 2, takes 1",
+        ),
+        (
+            lambda: sequence(oblong(1, 7, CHANNELS), oblong(7, 1), nn.MaxPool2d(2, ceil_mode=True)),
+            "2: takes a max pool without dilation and ceil_mode",
+        ),
+        (
+            lambda: sequence(oblong(1, 7, CHANNELS), oblong(7, 1), BatchNormAct(6)),
+            "2: .*BatchNormAct, takes torch.nn.BatchNorm2d",
+        ),
+    ],
+    ids=["groups", "ceil", "batch-norm"],
+)
+def test_sequences_that_are_not_known_are_left_alone_with_a_reason(make, message):
+    model = make().eval()
+    ((name, reason),) = report(fuse(model)).skipped
+    assert name == ""
+    assert re.match(message, reason)
+
+
+@torch.no_grad()
+def test_a_pair_of_which_one_half_is_read_elsewhere_is_found_in_its_sequence_only(fused_calls):
+    units = [sequence(oblong(1, 7, CHANNELS), nn.ReLU()), sequence(oblong(7, 1), nn.ReLU())]
+    model = nn.ModuleDict({"both": sequence(*units), "alone": units[0]})
+    randomize(model).eval()
+    fused = fuse(model)
+    assert report(fused).replaced == [("both", "conv_sequence"), ("alone", "conv2d_act")]
+    x = images()
+    assert_close(fused["both"](x), model["both"](x))
+    assert_close(fused["alone"](x), model["alone"](x))
+    assert fused_calls.took() == 2
+
+
+@torch.no_grad()
+def test_a_block_of_inception_v4_with_a_3x3_for_the_5x5(fused_calls):
+    model = Narrow()
+    assert_fuses(model, fused_calls)
+    assert report(fuse(model)).replaced == [("", "inception_a")]
+
+
 @pytest.mark.parametrize("name", ["conv", "bn"])
 @pytest.mark.parametrize("kind", HOOKS)
 @torch.no_grad()
