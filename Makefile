@@ -16,6 +16,8 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 PIP_WHEEL := $(VENV_PYTHON) -m pip wheel --quiet --no-deps --no-build-isolation
+ADAPTERS := timm pytorch-fid torch-fidelity torchmetrics lightning-utilities tqdm \
+	huggingface-hub httpx2 httpcore2 anyio certifi click h11 hf-xet idna sniffio truststore
 
 # One thread a worker: as many workers as cores, each with a thread pool of its own, only wait.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(VENV_PYTHON) -m pytest \
@@ -33,12 +35,15 @@ venv: $(STAMP) ## .venv with the package (editable) and every tool, pinned by co
 # torch comes first and by its exact pin, so that nothing later in the resolution can choose another.
 # The package itself builds in .venv, with the pinned setuptools; so does the CUDA extension, where
 # there is an nvcc. Objects are kept: after a change in csrc/ only what it touches is compiled again.
+# The other packages' networks come without their dependencies, which name torch and torchvision;
+# what they import is in the list.
 $(STAMP): constraints.txt pyproject.toml setup.py $(shell find csrc -type f)
 	@$(HOST_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed, $(HOST_PYTHON) is " + sys.version.split()[0])'
 	$(HOST_PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) pip setuptools
 	$(PIP_INSTALL) "$$(grep '^torch==' constraints.txt)"
 	$(PIP_INSTALL) --no-build-isolation --editable '.[cli,test,dev]'
+	$(PIP_INSTALL) --no-deps $(ADAPTERS)
 	@touch $@
 
 demo: $(STAMP) ## run Inception V3 unfused and fused on photographs, and compare

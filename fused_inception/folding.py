@@ -164,15 +164,23 @@ def conv2d_padding(name: str, conv: nn.Conv2d) -> tuple[int, int]:
     return (rows, columns)
 
 
-def check_batch_norm(name: str, bn: nn.Module, features: int) -> None:
+def check_batch_norm(name: str, bn: nn.Module, features: int, *, own_forward: bool = False) -> None:
     """Raises unless `bn` is a plain `torch.nn.BatchNorm2d` that `fold_batch_norm` can fold.
+
+    Args:
+        name: what the messages begin with.
+        bn: the module to look at.
+        features: how many it must have.
+        own_forward: takes subclasses whose forward is their own, which the caller has looked at.
 
     Raises:
         TypeError: of another type (subclasses too), or a parameter that is not a plain one.
         ValueError: no running statistics, or not `features` features.
     """
-    if type(bn) is not nn.BatchNorm2d:
+    looked_at = own_forward and type(bn).forward is not nn.BatchNorm2d.forward
+    if type(bn) is not nn.BatchNorm2d and not (looked_at and isinstance(bn, nn.BatchNorm2d)):
         raise TypeError(f"{name}: {type_name(bn)}, takes torch.nn.BatchNorm2d")
+    assert isinstance(bn, nn.BatchNorm2d)
     if bn.num_features != features:
         raise ValueError(f"{name}: {bn.num_features} features, takes {features}")
     if bn.running_mean is None or bn.running_var is None:

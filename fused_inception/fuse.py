@@ -31,6 +31,7 @@ from fused_inception.blocks import FUSED_BLOCKS, BlockWeights, ConvWeights
 from fused_inception.folding import fold_batch_norm, type_name
 from fused_inception.ops.common.dispatch import batch_invariance_refusal
 from fused_inception.recognize import (
+    CONV_SEQUENCE,
     KNOWN_BLOCKS,
     BlockMatch,
     NotRecognizedError,
@@ -38,6 +39,7 @@ from fused_inception.recognize import (
     UnitMatch,
     find_blocks,
     find_layers,
+    find_sequences,
     find_units,
     global_hooks_installed,
     hook_refusal,
@@ -61,6 +63,15 @@ def _weight_buffer(name: str) -> str:
 
 def _bias_buffer(name: str) -> str:
     return f"{_FOLDED}{name}_bias"
+
+
+def _names(match: BlockMatch) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    # Of the weights and biases of what was matched. A sequence has as many as it has convolutions.
+    if match.kind == CONV_SEQUENCE:
+        names = tuple([unit.role for unit in match.units])
+        return names, names
+    spec = FUSED_BLOCKS[match.kind]
+    return spec.weight_names, spec.bias_names
 
 
 # Rebuilding writes into buffers that other threads may be about to rebuild as well.
@@ -217,9 +228,10 @@ class FusedBlock(StandIn):
     def _run(self, input: Tensor) -> Tensor:
         spec = FUSED_BLOCKS[self._match.kind]
         buffers = self._buffers
+        weight_names, bias_names = _names(self._match)
         weights = BlockWeights(
-            tuple([cast("Tensor", buffers[_weight_buffer(name)]) for name in spec.weight_names]),
-            tuple([buffers[_bias_buffer(name)] for name in spec.bias_names]),
+            tuple([cast("Tensor", buffers[_weight_buffer(name)]) for name in weight_names]),
+            tuple([buffers[_bias_buffer(name)] for name in bias_names]),
         )
         return spec.forward(input, weights, **self._match.options)
 
@@ -310,9 +322,10 @@ class FusedBlock(StandIn):
                 packed = spec.pack(convs)
             except ValueError as error:  # channels that do not fit: the block cannot run at all
                 raise NotRecognizedError(str(error)) from error
-            for name, weight in zip(spec.weight_names, packed.weights, strict=True):
+            weight_names, bias_names = _names(self._match)
+            for name, weight in zip(weight_names, packed.weights, strict=True):
                 self._store(_weight_buffer(name), weight)
-            for name, bias in zip(spec.bias_names, packed.biases, strict=True):
+            for name, bias in zip(bias_names, packed.biases, strict=True):
                 self._store(_bias_buffer(name), bias)
 
     def _folded(self, unit: UnitMatch) -> ConvWeights:
@@ -493,6 +506,13 @@ class FusionReport:
         return lines
 
 
+def _launches(match: BlockMatch) -> tuple[int, int]:
+    if match.kind == CONV_SEQUENCE:
+        kinds = [kind for kind, _ in match.options["steps"]]
+        return len(kinds), len(kinds) + kinds.count("factorized_conv2d")
+    return FUSED_BLOCKS[match.kind].launches
+
+
 _ITSELF = "(the model itself)"
 
 
@@ -515,8 +535,10 @@ def fuse(
     is not known stays as it is, and `report` says why. The kinds are the blocks of Inception V3,
     `inception_a` (Mixed_5b to 5d), `inception_b` (Mixed_6a), `inception_c` (Mixed_6b to 6e),
     `inception_d` (Mixed_7a), `inception_e` (Mixed_7b and 7c) and `inception_e_max_pool` (the last
-    block of the Fréchet Inception Distance's network), and outside of these `conv2d_act`: a unit of
-    one convolution and, behind it, BatchNorm, ReLU or both. A module is taken for a unit if it
+    block of the Fréchet Inception Distance's network), with those of Inception-v4 that are made
+    alike and `inception_e_pair`, which is its own. Outside of these there are `conv_sequence`, an
+    nn.Sequential of convolutions in which a pair 1×n, m×1 runs as one op, and `conv2d_act`: a unit
+    of one convolution and, behind it, BatchNorm, ReLU or both. A module is taken for a unit if it
     contains one Conv2d, at least one BatchNorm or ReLU, and nothing else. Where a module has
     such a block among its children, its nn.MaxPool2d, its nn.AdaptiveAvgPool2d to one pixel and its
     nn.Linear are replaced too (`max_pool2d`, `global_avg_pool2d`, `linear`), so that on a GPU
@@ -610,7 +632,7 @@ def report(model: nn.Module) -> FusionReport:
             if match is not None:
                 found.replaced.append((name, match.kind))
                 if module not in in_training:
-                    found.launches.append((name, FUSED_BLOCKS[match.kind].launches))
+                    found.launches.append((name, _launches(match)))
             else:
                 found.skipped.append((name, f"runs its original forward: {reason}"))
     for candidate in _survey(model, lambda module, names: _EXCLUDED in vars(module)):
@@ -725,10 +747,16 @@ def _survey(
     # block around them is excluded or understood.
     blocks = _judge(find_blocks(model, _is_fused_block), is_excluded)
     settled = {block.module for block in blocks if block.excluded or block.match is not None}
-    units = find_units(model, lambda m: m in settled or isinstance(m, FusedBlock))
     matched = {block.module for block in blocks if block.match is not None}
+
+    def is_settled(module: nn.Module) -> bool:
+        return module in settled or isinstance(module, FusedBlock)
+
+    sequences = _judge(find_sequences(model, is_settled), is_excluded)
+    settled |= {found.module for found in sequences if found.excluded or found.match is not None}
+    units = _judge(find_units(model, is_settled), is_excluded)
     layers = find_layers(model, lambda m: m in matched or _is_fused_block(m))
-    return blocks + _judge(units, is_excluded) + _judge(layers, is_excluded)
+    return blocks + sequences + units + _judge(layers, is_excluded)
 
 
 def _judge(
@@ -768,12 +796,12 @@ def _recognize_alone(block: nn.Module) -> BlockMatch:
 
 
 def _is_fused_block(module: nn.Module) -> bool:
-    # Fused units are looked through: the block around them may be understood by now.
+    # Fused units and sequences are looked through: the block around them may be understood by now.
     return isinstance(module, FusedBlock) and module._match.kind in _BLOCK_KINDS
 
 
 def _release_units(block: nn.Module) -> None:
-    # In a block that is fused as a whole, no unit is fused on its own.
+    # In a block that is fused as a whole, no unit or sequence is fused on its own.
     for parent in block.modules():
         for name, child in parent._modules.items():
             if isinstance(child, FusedBlock):

@@ -15,9 +15,10 @@ changes nothing on the model. `torch.fx.Tracer.trace` is not used: while it runs
 """
 
 import inspect
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
@@ -34,9 +35,10 @@ from fused_inception.folding import (
     describe_kernel,
     type_name,
 )
-from fused_inception.ops.common.checks import DTYPES
+from fused_inception.ops.common.checks import DTYPES, MAX_TAPS
 
 __all__ = [
+    "CONV_SEQUENCE",
     "CONV_UNIT",
     "KNOWN_BLOCKS",
     "BlockMatch",
@@ -46,6 +48,7 @@ __all__ = [
     "UnitMatch",
     "find_blocks",
     "find_layers",
+    "find_sequences",
     "find_units",
     "global_hooks_installed",
     "hook_refusal",
@@ -141,12 +144,13 @@ class KnownBlock:
         kind: its name, the key in `fused_inception.blocks.FUSED_BLOCKS`.
         pattern: what it computes.
         child_names: the names of its children in torchvision; a module with all of them is a
-            candidate, whatever it computes.
+            candidate, whatever it computes. None: it is found by its filters, if it has an
+            nn.AvgPool2d too, which other modules with the same filters do not.
     """
 
     kind: str
     pattern: Pattern
-    child_names: frozenset[str]
+    child_names: frozenset[str] | None
 
 
 _POINT: KernelPattern = (1, 1)
@@ -175,10 +179,10 @@ def _numbered(prefix: str, last: int) -> list[str]:
     return [f"{prefix}_{index}" for index in range(1, last + 1)]
 
 
-def _inception_a() -> KnownBlock:
+def _inception_a(wide: KernelPattern) -> KnownBlock:
     branches = (
         _chain(("direct", _POINT)),
-        _chain(("wide_reduce", _POINT), ("wide_last", (5, 5))),
+        _chain(("wide_reduce", _POINT), ("wide_last", wide)),
         _chain(("double_reduce", _POINT), ("double_mid", _SQUARE), ("double_last", _SQUARE)),
         _chain(("pool_project", _POINT), source=_AVG_POOL_3),
     )
@@ -231,9 +235,9 @@ def _inception_d() -> KnownBlock:
     return KnownBlock("inception_d", CatPattern(branches), frozenset(names))
 
 
-def _inception_e(kind: str, pool: Pattern) -> KnownBlock:
+def _inception_e(kind: str, pool: Pattern, *middle: tuple[str, KernelPattern]) -> KnownBlock:
     split = _chain(("split_reduce", _POINT))
-    double = _chain(("double_reduce", _POINT), ("double_mid", _SQUARE))
+    double = _chain(("double_reduce", _POINT), *middle)
     branches = (
         _chain(("direct", _POINT)),
         _chain(("split_row", _ROW), source=split),
@@ -251,19 +255,31 @@ def _inception_e(kind: str, pool: Pattern) -> KnownBlock:
     return KnownBlock(kind, CatPattern(branches), frozenset(names))
 
 
+_MIDDLE = ("double_mid", _SQUARE)
+
 KNOWN_BLOCKS: tuple[KnownBlock, ...] = (
-    _inception_a(),
+    _inception_a((5, 5)),
     _inception_b(),
     _inception_c(_COL, _ROW),
     _inception_c(_ROW, _COL),
     _inception_d(),
-    _inception_e("inception_e", _AVG_POOL_3),
+    _inception_e("inception_e", _AVG_POOL_3, _MIDDLE),
     # As the network of the Fréchet Inception Distance ends.
-    _inception_e("inception_e_max_pool", _MAX_POOL_3),
+    _inception_e("inception_e_max_pool", _MAX_POOL_3, _MIDDLE),
+    # Those of Inception-v4, which have no names of their own.
+    replace(_inception_a((3, 3)), child_names=None),
+    replace(
+        _inception_e(
+            "inception_e_pair", _AVG_POOL_3, ("double_first", _COL), ("double_second", _ROW)
+        ),
+        child_names=None,
+    ),
 )
 
 # Not found by names or filters, but by what there is in it: see `find_units`.
-CONV_UNIT = KnownBlock("conv2d_act", AnyConvPattern("conv", INPUT), frozenset())
+CONV_UNIT = KnownBlock("conv2d_act", AnyConvPattern("conv", INPUT), None)
+# Nor is this: see `find_sequences`. It has no one pattern.
+CONV_SEQUENCE = "conv_sequence"
 
 
 @dataclass(frozen=True)
@@ -349,6 +365,93 @@ def find_units(
     return found
 
 
+def find_sequences(
+    model: nn.Module, stop: Callable[[nn.Module], bool] = lambda module: False
+) -> list[tuple[str, nn.Module]]:
+    """Lists the sequences of convolutions, under every name they are registered by.
+
+    Such a module is an nn.Sequential, nested or not, of at least two Conv2d, BatchNorm, ReLU,
+    MaxPool2d, nn.Identity and modules made of these. A pair 1×n, m×1 or n×1, 1×m stands in it, or
+    its convolutions are its own children, with BatchNorm or ReLU behind each.
+
+    Args:
+        model: where to look; it may be a candidate itself, with the name "".
+        stop: says of a module that neither it nor what it contains is wanted.
+
+    Returns:
+        (qualified name, module) in the order of `model.named_modules()`. A module inside a
+        candidate is none.
+    """
+    found: list[tuple[str, nn.Module]] = []
+    pending = [("", model)]
+    while pending:
+        name, module = pending.pop()
+        if stop(module):
+            continue
+        if is_sequence_like(module):
+            found.append((name, module))
+        else:
+            pending += reversed(list(_children(module, name)))
+    return found
+
+
+def is_sequence_like(module: nn.Module) -> bool:
+    """Whether a module looks like a sequence of convolutions, as `find_sequences` says."""
+    if type(_original(module)) is not nn.Sequential:
+        return False
+    convs: list[nn.Conv2d] = []
+    bare = 0
+    before = None
+    for leaf in _leaves(module):
+        part = "pool" if type(leaf) is nn.MaxPool2d else _unit_part(leaf)
+        if part is None or part == "other":
+            return False
+        if isinstance(leaf, nn.Conv2d):
+            convs.append(leaf)
+        bare += before == "conv" and part not in ("bn", "relu")
+        before = before if part == "identity" else part
+    if len(convs) < 2:
+        return False
+    if any(map(_is_pair, convs, convs[1:])):
+        return True
+    own = [child for child in module.children() if isinstance(child, nn.Conv2d)]
+    return len(own) == len(convs) and not bare and before != "conv"
+
+
+def _leaves(module: nn.Module) -> Iterator[nn.Module]:
+    # In the order in which they are registered. Modules of more than one convolution, other than
+    # sequences, do as they like with them and stay whole.
+    for child in module._modules.values():
+        if child is None:
+            continue
+        if isinstance(_original(child), nn.Sequential) or (
+            _unit_part(child) is None and _conv_filters(child).total() <= 1
+        ):
+            yield from _leaves(child)
+        else:
+            yield child
+
+
+def _is_pair(first: nn.Conv2d, second: nn.Conv2d) -> bool:
+    # Whether the filters are 1×n and m×1, or n×1 and 1×m, of lengths that the op takes; and the
+    # maps stay as large as they are.
+    rows, columns = _pair(first.kernel_size), _pair(second.kernel_size)
+    if rows[0] != 1:
+        rows, columns = rows[::-1], columns[::-1]
+    taps = (rows[1], columns[0])
+    if (rows[0], columns[1]) != (1, 1) or any(n % 2 == 0 or not 1 < n <= MAX_TAPS for n in taps):
+        return False
+    return all(
+        conv.padding == "same"
+        or (
+            _pair(conv.stride) == (1, 1)
+            and not isinstance(conv.padding, str)
+            and _pair(conv.padding) == tuple(n // 2 for n in _pair(conv.kernel_size))
+        )
+        for conv in (first, second)
+    )
+
+
 def find_layers(
     model: nn.Module, is_block: Callable[[nn.Module], bool]
 ) -> list[tuple[str, nn.Module]]:
@@ -427,7 +530,14 @@ def _blocks_like(module: nn.Module, filters: Counter[str]) -> Iterator[KnownBloc
         return
     children = set(module._modules.keys())
     for known in KNOWN_BLOCKS:
-        if known.child_names <= children or filters == _pattern_filters(known.pattern):
+        if known.child_names is None:
+            likely = any(isinstance(inner, nn.AvgPool2d) for inner in module.modules())
+        elif known.child_names <= children:
+            yield known
+            continue
+        else:
+            likely = True
+        if likely and filters == _pattern_filters(known.pattern):
             yield known
 
 
@@ -507,6 +617,9 @@ def recognize(block: nn.Module) -> BlockMatch:
     likely = list(_blocks_like(block, filters))
     if filters.total() == 1:
         likely.append(CONV_UNIT)
+    if is_sequence_like(block):
+        _check_modules(block)
+        return _Matcher(block, None).match_sequence(_lower(block, _trace(block)))
     if not likely:
         raise NotRecognizedError("does not look like a known block")
     _check_modules(block)
@@ -566,6 +679,10 @@ class _Tracer(torch.fx.proxy.GraphAppendingTracer):
         self.twins: list[tuple[str, dict[str, Any], nn.Module]] = []
         self._made: dict[nn.Module, nn.Module] = {}
 
+    def is_leaf(self, module: nn.Module) -> bool:
+        """Whether `module` is recorded as a call instead of being run."""
+        return _is_leaf(module)
+
     def twin(self, module: nn.Module, path: str) -> nn.Module:
         """A copy of `module` in evaluation mode, without hooks, that shares its parameters."""
         module = _original(module)
@@ -583,7 +700,7 @@ class _Tracer(torch.fx.proxy.GraphAppendingTracer):
             if name.endswith("_hooks") and name in state:
                 state[name] = type(state[name])()
         state["training"] = False
-        if _is_leaf(module):
+        if self.is_leaf(module):
             state["forward"] = self._recorder(path)
         else:
             state["_modules"] = {
@@ -611,8 +728,95 @@ def _is_leaf(module: nn.Module) -> bool:
     return _in_torch(module) and not isinstance(module, transparent)
 
 
+class _NormTracer(_Tracer):
+    """Records what a subclass of BatchNorm does around `F.batch_norm`."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self._norm = norm
+        named = (*norm._parameters.items(), *norm._buffers.items())
+        self._names = {id(tensor): name for name, tensor in named if tensor is not None}
+
+    def is_leaf(self, module: nn.Module) -> bool:
+        """All but the BatchNorm itself as in a block."""
+        return module is not self._norm and _is_leaf(module)
+
+    def create_arg(self, a: Any) -> Any:
+        """Its parameters and buffers, by name."""
+        if isinstance(a, torch.Tensor) and id(a) in self._names:
+            return self.create_node("get_attr", self._names[id(a)], (), {})
+        return super().create_arg(a)
+
+
+# What checks the rank of the input and leaves nothing behind.
+_ASSERTIONS = (torch._assert, operator.eq, getattr, "dim")
+
+
+def _rectifies(name: str, norm: nn.modules.batchnorm._BatchNorm) -> bool:
+    """Whether ReLU is in a BatchNorm's own forward, as in timm's BatchNormAct2d.
+
+    Raises:
+        NotRecognizedError: its forward is more than BatchNorm in evaluation mode, then ReLU or not.
+    """
+    if type(norm).forward is nn.modules.batchnorm._BatchNorm.forward:
+        return False  # its type is judged with its statistics
+    refusal = NotRecognizedError(
+        f"{name}: {type_name(norm)}, takes torch.nn.BatchNorm2d, alone or with ReLU"
+    )
+    try:
+        output = _record(norm, _NormTracer(norm))
+    except NotRecognizedError as error:
+        raise refusal from error
+    nodes = list(output.graph.nodes)
+    for node in reversed(nodes):
+        if not node.users and node is not output and node.target in _ASSERTIONS:
+            output.graph.erase_node(node)
+    nodes = [node for node in output.graph.nodes if node.op != "get_attr"]
+    rectifies = len(nodes) == 3
+    if not rectifies and len(nodes) != 2:
+        raise refusal
+    placeholder, batch_norm = nodes[:2]
+    tensors = [
+        None if norm._parameters.get(key, norm._buffers.get(key)) is None else key
+        for key in ("running_mean", "running_var", "weight", "bias")
+    ]
+    options = dict(zip(("input", *_BATCH_NORM), batch_norm.args, strict=False))
+    options.update(batch_norm.kwargs)
+    given = [
+        part.target if isinstance(part, torch.fx.Node) else part
+        for part in map(options.get, ("running_mean", "running_var", "weight", "bias"))
+    ]
+    if (
+        batch_norm.target is not F.batch_norm
+        or options.get("input") is not placeholder
+        or given != tensors
+        or options.get("training", False) is not False
+        or options.get("eps") != norm.eps
+    ):
+        raise refusal
+    if rectifies:
+        relu = nodes[2]
+        is_module = relu.op == "call_module"
+        known = (
+            type(norm.get_submodule(str(relu.target))) is nn.ReLU
+            if is_module
+            else relu.target in _RELUS
+        )
+        if relu is not output or relu.args[:1] != (batch_norm,) or not known:
+            raise refusal
+    return rectifies
+
+
 def _trace(block: nn.Module) -> torch.fx.Node:
     # The node of the block's output; its graph holds everything the forward did to tensors.
+    output = _record(block, _Tracer())
+    for node in output.graph.nodes:
+        if not node.users and node is not output:
+            raise NotRecognizedError(f"forward: does not use the result of {_node_name(node)}")
+    return output
+
+
+def _record(block: nn.Module, tracer: _Tracer) -> torch.fx.Node:
     required = [
         parameter
         for parameter in inspect.signature(block.forward).parameters.values()
@@ -621,7 +825,6 @@ def _trace(block: nn.Module) -> torch.fx.Node:
     ]
     if len(required) != 1 or required[0].kind is inspect.Parameter.KEYWORD_ONLY:
         raise NotRecognizedError("forward: does not take exactly one positional argument")
-    tracer = _Tracer()
     twin = tracer.twin(block, "")
     try:
         with torch.no_grad():
@@ -640,9 +843,6 @@ def _trace(block: nn.Module) -> torch.fx.Node:
                 raise NotRecognizedError(f"forward: writes the attribute {where}{name}")
     if not isinstance(output, torch.fx.Proxy):
         raise NotRecognizedError(f"forward: returns {type_name(output)}, takes one tensor")
-    for node in output.node.graph.nodes:
-        if not node.users and node is not output.node:
-            raise NotRecognizedError(f"forward: does not use the result of {_node_name(node)}")
     return output.node
 
 
@@ -721,6 +921,7 @@ _POOL_MODULES: dict[type, tuple[str, dict[str, Any]]] = {
     nn.AvgPool2d: ("avg", _AVG_POOL),
     nn.MaxPool2d: ("max", _MAX_POOL),
 }
+_BATCH_NORM = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 _CATS = (torch.cat, torch.concat, torch.concatenate)
 # The tensors have four dimensions, so -3 is the channels too.
@@ -766,7 +967,7 @@ def _lower_node(
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         if not isinstance(source, Unit) or source.bn is not None or source.relu:
             raise NotRecognizedError(f"{name}: is not directly behind a convolution")
-        return Unit(source.conv, name, False, source.source)
+        return Unit(source.conv, name, _rectifies(name, module), source.source)
     if type(module) is nn.ReLU:
         return _relu(node, name, source, module.inplace)
     if type(module) in _POOL_MODULES:
@@ -886,13 +1087,52 @@ def _wanted(pattern: Pattern) -> str:
 class _Matcher:
     # Holds one expression against one known block.
 
-    def __init__(self, block: nn.Module, known: KnownBlock) -> None:
+    def __init__(self, block: nn.Module, known: KnownBlock | None) -> None:
         self.block = block
         self.known = known
         self.units: dict[str, UnitMatch] = {}
         self.options: dict[str, Any] = {}
 
+    def match_sequence(self, output: Expression) -> BlockMatch:
+        """Convolutions and max pools one behind the other; a pair of neighbours is one step."""
+        parts: list[Unit | Pool] = []
+        while not isinstance(output, Input):
+            if not isinstance(output, (Unit, Pool)):
+                raise NotRecognizedError(f"output: is {_found(output)}, takes a convolution")
+            parts.insert(0, output)
+            output = output.source
+        steps: list[tuple[str, dict[str, Any]]] = []
+        before: Unit | None = None
+        for part in parts:
+            if isinstance(part, Pool):
+                steps.append(("max_pool2d", self._max_pool_options(part)))
+                before = None
+                continue
+            self.options = {}
+            self._match_unit(AnyConvPattern(str(len(self.units)), INPUT), part)
+            if before is not None and _is_pair(self._conv(before.conv), self._conv(part.conv)):
+                _, first = steps.pop()
+                activations = {
+                    "mid_activation": first["activation"],
+                    "activation": self.options["activation"],
+                }
+                steps.append(("factorized_conv2d", activations))
+                before = None
+            else:
+                steps.append(("conv2d_act", self.options))
+                before = part
+        self._check_one_kind()
+        return BlockMatch(CONV_SEQUENCE, tuple(self.units.values()), {"steps": tuple(steps)})
+
+    def _max_pool_options(self, pool: Pool) -> dict[str, Any]:
+        if pool.kind != "max" or pool.dilation != (1, 1) or pool.ceil_mode:
+            raise NotRecognizedError(
+                f"{pool.name}: takes a max pool without dilation and ceil_mode"
+            )
+        return {"kernel": pool.window, "stride": pool.stride, "padding": pool.padding}
+
     def match(self, output: Expression) -> BlockMatch:
+        assert self.known is not None
         self._match(self.known.pattern, output, "output: is")
         self._check_one_kind()
         return BlockMatch(self.known.kind, tuple(self.units.values()), self.options)
@@ -933,7 +1173,7 @@ class _Matcher:
             check_conv2d(unit.conv, conv, **wanted)
             if unit.bn is not None:
                 bn = self.block.get_submodule(unit.bn)
-                check_batch_norm(unit.bn, bn, conv.weight.shape[0])
+                check_batch_norm(unit.bn, bn, conv.weight.shape[0], own_forward=True)
         except (TypeError, ValueError) as error:
             raise NotRecognizedError(str(error)) from error
         if isinstance(pattern, AnyConvPattern):

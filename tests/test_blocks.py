@@ -66,11 +66,23 @@ SHAPES = {
         "double_col": (2, 3, 3, 1),
         "pool_project": (3, CHANNELS, 1, 1),
     },
+    "inception_e_pair": {
+        "direct": (4, CHANNELS, 1, 1),
+        "split_reduce": (3, CHANNELS, 1, 1),
+        "split_row": (2, 3, 1, 3),
+        "split_col": (4, 3, 5, 1),
+        "double_reduce": (2, CHANNELS, 1, 1),
+        "double_first": (4, 2, 3, 1),
+        "double_second": (3, 4, 1, 5),
+        "double_row": (4, 3, 1, 5),
+        "double_col": (2, 3, 3, 1),
+        "pool_project": (3, CHANNELS, 1, 1),
+    },
     "conv2d_act": {"conv": (4, CHANNELS, 3, 2)},
 }
 SHAPES["inception_e_max_pool"] = SHAPES["inception_e"]
 REDUCTIONS = ("inception_b", "inception_d")
-AVERAGED = ("inception_a", "inception_c", "inception_e")
+AVERAGED = ("inception_a", "inception_c", "inception_e", "inception_e_pair")
 BLOCKS = tuple(kind for kind in SHAPES if kind != "conv2d_act")
 every_kind = pytest.mark.parametrize("kind", SHAPES)
 every_block = pytest.mark.parametrize("kind", BLOCKS)
@@ -131,7 +143,11 @@ def unfused(kind, x, w, include=True):
     if kind == "inception_e_max_pool":
         avg = F.max_pool2d(x, 3, 1, 1)
     split = conv(x, w.split_reduce)
-    double = conv(conv(x, w.double_reduce), w.double_mid)
+    double = conv(x, w.double_reduce)
+    if kind == "inception_e_pair":
+        double = conv(conv(double, w.double_first), w.double_second)
+    else:
+        double = conv(double, w.double_mid)
     branches = [conv(x, w.direct), conv(split, w.split_row), conv(split, w.split_col)]
     branches += [conv(double, w.double_row), conv(double, w.double_col)]
     return torch.cat([*branches, conv(avg, w.pool_project)], 1)
@@ -303,6 +319,7 @@ PRODUCTS = {
     "inception_d": 5,
     "inception_e": 6,
     "inception_e_max_pool": 7,
+    "inception_e_pair": 7,
 }
 
 

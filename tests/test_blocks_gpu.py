@@ -27,7 +27,7 @@ from fused_inception.ops.pool2d import launch as pool_launch
 from fused_inception.ops.pool2d.op import Problem as PoolProblem
 from fused_inception.ops.pool2d.op import global_avg_pool2d, max_pool2d
 from tests.test_blocks import AVERAGED, BLOCKS, fused, images, make_convs, unfused
-from tests.test_fuse import PooledByMaximum, randomize
+from tests.test_fuse import PooledByMaximum, RealPaired, randomize
 
 pytestmark = pytest.mark.gpu
 
@@ -49,6 +49,7 @@ REAL = {
     "inception_d": (lambda: InceptionD(768), 768, 17),
     "inception_e": (lambda: InceptionE(1280), 1280, 8),
     "inception_e_max_pool": (lambda: PooledByMaximum(2048), 2048, 8),
+    "inception_e_pair": (RealPaired, 1536, 8),
 }
 
 

@@ -295,6 +295,65 @@ def test_torchvisions_network_is_the_same_network(cli_json):
     assert theirs["images"][0]["top5"] == ours["images"][0]["top5"]
 
 
+@pytest.mark.parametrize(
+    ("model", "package", "options", "output", "fused"),
+    [
+        ("timm:inception_v3", "timm", [], "logits", 19),
+        ("timm:inception_v3", "timm", ["--features"], "features", 18),
+        ("pytorch-fid", "pytorch_fid", ["--features"], "features", 17),
+        ("torch-fidelity", "torch_fidelity", [], "logits", 20),
+        ("torch-fidelity", "torch_fidelity", ["--features"], "features", 20),
+        ("reference", "torch", ["--features"], "features", FUSED - 1),
+    ],
+)
+def test_networks_of_other_packages(model, package, options, output, fused, cli_json):
+    pytest.importorskip("torchvision" if package == "torch" else package)
+    code, result = cli_json(*SMALL, ASTRONAUT, "--model", model, *options)
+    assert code == 0
+    assert result["settings"]["model"] == model
+    assert result["settings"]["output"] == output
+    assert result["random_weights"]
+    assert f"fused {output} from the unfused" in result["agreement"]["rule"]
+    assert 0 < result["agreement"]["error"] <= 2e-5
+    assert len(result["fusion"]["replaced"]) == fused
+    assert result["fusion"]["skipped"] == []
+
+
+def test_features_have_no_top5(cli):
+    pytest.importorskip("pytorch_fid")
+    code, out, _ = cli("compare", *SMALL, ASTRONAUT, "--model", "pytorch-fid", "--features")
+    assert code == 0
+    assert "random weights" in out
+    assert "Error of the features" in out
+    assert "Top-5" not in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "pytorch-fid"], "--model pytorch-fid has no logits, takes --features"),
+        (["--model", "timm:no_such"], "--model timm:no_such cannot be made: "),
+        (["--model", "timm:"], "takes reference, torchvision, timm:<name>, pytorch-fid, torch-"),
+        (["--model", "timm:<name>"], "takes reference, torchvision, timm:<name>, pytorch-fid"),
+        (["--model", "alexnet"], "takes reference, torchvision, timm:<name>, pytorch-fid, torch-"),
+        (
+            ["--model", "torch-fidelity", "--weights", "x.pth"],
+            "--weights is for reference and torchvision, got --model torch-fidelity",
+        ),
+    ],
+)
+def test_networks_that_cannot_be_compared(options, message, cli_error):
+    if options[1] == "timm:no_such":
+        pytest.importorskip("timm")
+    assert message in cli_error("compare", *SMALL, *options)
+
+
+def test_a_package_of_the_adapters_is_not_installed(cli_error, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    error = cli_error("compare", *SMALL, "--model", "timm:inception_v3")
+    assert "this needs timm: pip install fused_inception[adapters]" in error
+
+
 # --------------------------------------------------------------------------------- agreement
 
 

@@ -41,7 +41,13 @@ from fused_inception.models import (
 )
 from fused_inception.models.torchvision_import import import_torchvision
 from fused_inception.ops.common.dispatch import batch_invariance_refusal
-from fused_inception.recognize import NotRecognizedError, find_blocks, find_units, recognize
+from fused_inception.recognize import (
+    NotRecognizedError,
+    find_blocks,
+    find_sequences,
+    find_units,
+    recognize,
+)
 
 CHANNELS = 8
 MID = 4
@@ -53,7 +59,13 @@ KINDS = {
     "inception_d": lambda: InceptionD(CHANNELS),
     "inception_e": lambda: InceptionE(CHANNELS),
     "inception_e_max_pool": lambda: PooledByMaximum(CHANNELS),
+    "inception_e_pair": lambda: Paired(),  # noqa: PLW0108 - defined below
     "conv2d_act": lambda: BasicConv2d(CHANNELS, 6, kernel_size=(3, 5), stride=2, padding=(1, 2)),
+    "conv_sequence": lambda: nn.Sequential(
+        BasicConv2d(CHANNELS, 5, kernel_size=1),
+        BasicConv2d(5, 4, kernel_size=(1, 7), padding=(0, 3)),
+        BasicConv2d(4, 6, kernel_size=(5, 1), padding=(2, 0)),
+    ),
 }
 FILTERS = {
     "inception_a": 230,
@@ -62,7 +74,9 @@ FILTERS = {
     "inception_d": 512 + CHANNELS,
     "inception_e": 2048,
     "inception_e_max_pool": 2048,
+    "inception_e_pair": 29,
     "conv2d_act": 6,
+    "conv_sequence": 6,
 }
 # The layers that stand beside blocks, which have tests of their own.
 LAYERS = ("max_pool2d", "global_avg_pool2d", "linear")
@@ -99,14 +113,14 @@ def block(kind="inception_c"):
 
 def network(seed=0, kind="inception_c"):
     """Two blocks in a row, around something else."""
-    model = nn.Sequential(
-        OrderedDict(
-            first=KINDS[kind](),
-            middle=nn.Conv2d(FILTERS[kind], CHANNELS, 1),
-            second=KINDS[kind](),
-        )
+    children = OrderedDict(
+        first=KINDS[kind](),
+        middle=nn.Conv2d(FILTERS[kind], CHANNELS, 1),
+        second=KINDS[kind](),
     )
-    return randomize(model, seed).eval()
+    if kind == "conv_sequence":
+        children["last"] = nn.Flatten(2)  # or all of it were one
+    return randomize(nn.Sequential(children), seed).eval()
 
 
 def images(batch=2, height=9, width=7, seed=1, dtype=torch.float32):
@@ -963,12 +977,69 @@ class Wide(Renamed):
         return self.join([self.p(x), self.q(x), self.r(x), self.s(self.pool(x))])
 
 
+class Paired(Renamed):
+    """The 8×8 block of Inception-v4."""
+
+    # Channels in; filters of the direct branch, the 1×1s, the split, the pair and the pool.
+    widths = (CHANNELS, 6, MID, 5, (7, 5), 3)
+
+    def build(self):
+        channels, direct, reduced, split, (first, second), pool = self.widths
+        self.p = self.last(channels, direct, kernel_size=1)
+        self.q = self.unit(channels, reduced, kernel_size=1)
+        self.q_row = self.unit(reduced, split, kernel_size=(1, 3), padding=(0, 1))
+        self.q_col = self.unit(reduced, split, kernel_size=(3, 1), padding=(1, 0))
+        self.r = nn.Sequential(
+            self.unit(channels, reduced, kernel_size=1),
+            self.unit(reduced, first, kernel_size=(3, 1), padding=(1, 0)),
+            self.unit(first, second, kernel_size=(1, 3), padding=(0, 1)),
+        )
+        self.r_row = self.unit(second, split, kernel_size=(1, 3), padding=(0, 1))
+        self.r_col = self.unit(second, split, kernel_size=(3, 1), padding=(1, 0))
+        self.s = nn.Sequential(
+            nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False),
+            self.unit(channels, pool, kernel_size=1),
+        )
+
+    def forward(self, x):
+        q, r = self.q(x), self.r(x)
+        split = [self.q_row(q), self.q_col(q), self.r_row(r), self.r_col(r)]
+        return self.join([self.p(x), *split, self.s(x)])
+
+
+class RealPaired(Paired):
+    widths = (1536, 256, 384, 256, (448, 512), 256)
+
+
+class Narrow(Renamed):
+    """The 35×35 block of Inception-v4: a 3×3 where that of Inception V3 has a 5×5."""
+
+    def build(self):
+        self.p = self.last(CHANNELS, 6, kernel_size=1)
+        self.q = nn.Sequential(
+            self.unit(CHANNELS, MID, kernel_size=1), self.unit(MID, 5, kernel_size=3, padding=1)
+        )
+        self.r = nn.Sequential(
+            self.unit(CHANNELS, MID, kernel_size=1),
+            self.unit(MID, 7, kernel_size=3, padding=1),
+            self.unit(7, 5, kernel_size=3, padding=1),
+        )
+        self.s = nn.Sequential(
+            nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False),
+            self.unit(CHANNELS, 5, kernel_size=1),
+        )
+
+    def forward(self, x):
+        return self.join([self.p(x), self.q(x), self.r(x), self.s(x)])
+
+
 RENAMED = {
     "inception_a": Wide,
     "inception_b": Reduction,
     "inception_c": Block,
     "inception_d": FactorizedReduction,
     "inception_e": Expanded,
+    "inception_e_pair": Paired,
 }
 
 
@@ -1306,6 +1377,7 @@ def test_what_is_not_known_is_left_alone_with_a_reason(case):
     modules = list(model.modules())
     before = states(modules)
     units = [name for name, _ in find_units(model)]
+    sequences = [name for name, _ in find_sequences(model)]
     with pytest.raises(RuntimeError, match=rf"  0: .*{message}"):
         fuse(model, inplace=True, strict=True)
     name, reason = report(model).skipped[0]
@@ -1318,11 +1390,12 @@ def test_what_is_not_known_is_left_alone_with_a_reason(case):
     assert model[0] is inner
     found = report(model)
     assert found.skipped[0] == (name, reason)
-    # Its units are looked at one by one, and nothing else is touched.
-    assert all(kind == "conv2d_act" for _, kind in found.replaced)
-    assert sorted([*found.replaced, *found.skipped[1:]]) == sorted(
-        (unit, dict([*found.replaced, *found.skipped])[unit]) for unit in units
-    )
+    # Its sequences and units are looked at one by one, and nothing else is touched.
+    kinds = dict(found.replaced)
+    assert set(kinds.values()) <= {"conv2d_act", "conv_sequence"}
+    fused_sequences = {path for path in sequences if path in kinds}
+    alone = [u for u in units if not any(u.startswith(f"{path}.") for path in fused_sequences)]
+    assert sorted([*kinds, *(path for path, _ in found.skipped[1:])]) == sorted(sequences + alone)
     fused = {id(module._original) for module in model.modules() if isinstance(module, FusedBlock)}
     for module, now, then in zip(modules, states(modules), before, strict=True):
         assert id(module) in fused or now == then
@@ -1334,10 +1407,11 @@ def test_the_units_of_a_block_that_is_not_known_are_fused(case, fused_calls):
     model = nn.Sequential(randomize(REFUSALS[case][0]())).eval()
     fused = fuse(model)
     assert_close(fused(images()), model(images()))
-    units = len(report(fused).replaced)
+    wrappers = [module for module in fused.modules() if isinstance(module, FusedBlock)]
+    units = sum(len(wrapper._match.units) for wrapper in wrappers)
     assert units == 9 if case == "dilation" else units == 10
     # One of them runs twice.
-    assert fused_calls.took() == units + (case == "conv-twice")
+    assert fused_calls.took() == len(wrappers) + (case == "conv-twice")
     assert report(fuse(fused, inplace=True)) == report(fused)
 
 
@@ -2408,6 +2482,125 @@ def test_the_innermost_candidate_is_the_unit():
     assert report(fused).replaced == [("0.unit", "conv2d_act")]
 
 
+def oblong(rows, columns, channels=6, filters=6, **options):
+    options = {"padding": (rows // 2, columns // 2), **options}
+    return nn.Conv2d(channels, filters, (rows, columns), **options)
+
+
+# Each sequence and the ops that it runs as.
+SEQUENCES = {
+    "flat-pair": (
+        lambda: sequence(oblong(1, 7, CHANNELS), nn.BatchNorm2d(6), nn.ReLU(), oblong(5, 1)),
+        ["factorized_conv2d"],
+    ),
+    "columns-first": (
+        lambda: sequence(oblong(3, 1, CHANNELS, padding="same"), nn.ReLU(), oblong(1, 3)),
+        ["factorized_conv2d"],
+    ),
+    "two-pairs-and-one": (
+        lambda: sequence(
+            oblong(7, 1, CHANNELS), oblong(1, 7), oblong(7, 1), oblong(1, 7), oblong(7, 1)
+        ),
+        ["factorized_conv2d", "factorized_conv2d", "conv2d_act"],
+    ),
+    "pool": (
+        lambda: sequence(
+            conv3(padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2, padding=1),
+            sequence(oblong(1, 3), nn.ReLU()),
+            sequence(oblong(3, 1), nn.BatchNorm2d(6)),
+        ),
+        ["conv2d_act", "max_pool2d", "factorized_conv2d"],
+    ),
+    "flat": (
+        lambda: sequence(
+            conv3(), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 5, 1), nn.ReLU()
+        ),
+        ["conv2d_act", "max_pool2d", "conv2d_act"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SEQUENCES)
+@torch.no_grad()
+def test_sequences_are_fused(case, fused_calls):
+    make, ops = SEQUENCES[case]
+    model = nn.ModuleDict({"sequence": randomize(make())}).eval()
+    assert [op for op, _ in recognize(model["sequence"]).options["steps"]] == ops
+    fused = fuse(model, strict=True)
+    found = report(fused)
+    assert found.replaced == [("sequence", "conv_sequence")]
+    pairs = ops.count("factorized_conv2d")
+    assert found.launches == [("sequence", (len(ops), len(ops) + pairs))]
+    x = images(height=11, width=13)
+    assert_close(fused["sequence"](x), model["sequence"](x))
+    assert fused_calls.took() == 1
+    assert len(fused["sequence"]) == len(model["sequence"])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: sequence(oblong(1, 7, CHANNELS, stride=(1, 2)), oblong(7, 1)),
+        lambda: sequence(oblong(1, 7, CHANNELS), oblong(7, 1, padding=0)),
+        lambda: sequence(oblong(1, 7, CHANNELS), oblong(1, 7)),
+        lambda: sequence(oblong(1, 6, CHANNELS), oblong(6, 1)),
+        lambda: sequence(oblong(1, 33, CHANNELS), oblong(33, 1)),
+        lambda: sequence(oblong(1, 7, CHANNELS), nn.SiLU(), oblong(7, 1)),
+        lambda: sequence(oblong(1, 7, CHANNELS), nn.Flatten(2)),
+    ],
+    ids=["stride", "padding", "rows-twice", "even", "too-long", "silu", "one"],
+)
+def test_what_is_no_sequence_is_not_listed(make):
+    assert find_sequences(make()) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: sequence(oblong(1, 7, CHANNELS), oblong(7, 1, groups=2)),
+            "1: groups 2, takes 1",
+        ),
+        (
+            lambda: sequence(oblong(1, 7, CHANNELS), oblong(7, 1), nn.MaxPool2d(2, ceil_mode=True)),
+            "2: takes a max pool without dilation and ceil_mode",
+        ),
+        (
+            lambda: sequence(oblong(1, 7, CHANNELS), oblong(7, 1), BatchNormAct(6)),
+            "2: .*BatchNormAct, takes torch.nn.BatchNorm2d",
+        ),
+    ],
+    ids=["groups", "ceil", "batch-norm"],
+)
+def test_sequences_that_are_not_known_are_left_alone_with_a_reason(make, message):
+    model = make().eval()
+    ((name, reason),) = report(fuse(model)).skipped
+    assert name == ""
+    assert re.match(message, reason)
+
+
+@torch.no_grad()
+def test_a_pair_of_which_one_half_is_read_elsewhere_is_found_in_its_sequence_only(fused_calls):
+    units = [sequence(oblong(1, 7, CHANNELS), nn.ReLU()), sequence(oblong(7, 1), nn.ReLU())]
+    model = nn.ModuleDict({"both": sequence(*units), "alone": units[0]})
+    randomize(model).eval()
+    fused = fuse(model)
+    assert report(fused).replaced == [("both", "conv_sequence"), ("alone", "conv2d_act")]
+    x = images()
+    assert_close(fused["both"](x), model["both"](x))
+    assert_close(fused["alone"](x), model["alone"](x))
+    assert fused_calls.took() == 2
+
+
+@torch.no_grad()
+def test_a_block_of_inception_v4_with_a_3x3_for_the_5x5(fused_calls):
+    model = Narrow()
+    assert_fuses(model, fused_calls)
+    assert report(fuse(model)).replaced == [("", "inception_a")]
+
+
 @pytest.mark.parametrize("name", ["conv", "bn"])
 @pytest.mark.parametrize("kind", HOOKS)
 @torch.no_grad()
@@ -2496,11 +2689,12 @@ def test_a_block_that_is_understood_later_is_fused_as_a_whole(kind, fused_calls)
     first.register_forward_hook(lambda *args: None)
     fused = fuse(model)
     convs = sum(isinstance(module, nn.Conv2d) for module in model.modules())
-    assert len(report(fused).replaced) == convs - 1
+    wrappers = [module for module in fused.modules() if isinstance(module, FusedBlock)]
+    assert sum(len(wrapper._match.units) for wrapper in wrappers) == convs - 1
     x = images()
     want = model(x)
     assert_close(fused(x), want)
-    assert fused_calls.took() == convs - 1
+    assert fused_calls.took() == len(wrappers)
     for module in fused.modules():
         module._forward_hooks.clear()
     name, reason = report(fused).skipped[0]
@@ -2735,7 +2929,8 @@ def test_compiles_whole_and_once(kind, fresh_compiler):
         assert_close(compiled(x), model(x))
     assert counter.frame_count == 1
     names = [str(node.target) for node in counter.graphs[0].graph.nodes]
-    assert names.count(f"fused_inception.{kind}.default") == 2
+    op = "factorized_conv2d" if kind == "conv_sequence" else kind
+    assert names.count(f"fused_inception.{op}.default") == 2
     for batch in (3, 5, 7):
         assert_close(compiled(images(batch=batch)), model(images(batch=batch)))
     assert counter.frame_count == 2
@@ -2825,8 +3020,10 @@ def test_exports_the_fused_forward(strict, kind, fresh_compiler):
     program = torch.export.export(fused, (images(),), dynamic_shapes=({0: batch},), strict=strict)
     names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     # A block is one op, and nothing of it is left beside it.
-    assert names.count(f"fused_inception.{kind}.default") == 2
-    assert [name for name in names if name.startswith("aten.")] == ["aten.conv2d.default"]
+    op = "factorized_conv2d" if kind == "conv_sequence" else kind
+    assert names.count(f"fused_inception.{op}.default") == 2
+    others = [name for name in names if name.startswith("aten.") and "flatten" not in name]
+    assert others == ["aten.conv2d.default"]
     for size in (2, 5):
         assert_close(program.module()(images(batch=size)), model(images(batch=size)))
     # Exporting leaves the model as it was.

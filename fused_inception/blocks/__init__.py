@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fused_inception.blocks.conv_sequence import conv_sequence
 from fused_inception.blocks.conv_unit import conv_unit
 from fused_inception.blocks.inception_a import PLAN as PLAN_A
 from fused_inception.blocks.inception_a import inception_a
@@ -20,7 +21,8 @@ from fused_inception.blocks.inception_d import PLAN as PLAN_D
 from fused_inception.blocks.inception_d import inception_d
 from fused_inception.blocks.inception_e import PLAN as PLAN_E
 from fused_inception.blocks.inception_e import PLAN_MAX_POOL as PLAN_E_MAX_POOL
-from fused_inception.blocks.inception_e import inception_e, inception_e_max_pool
+from fused_inception.blocks.inception_e import PLAN_PAIR as PLAN_E_PAIR
+from fused_inception.blocks.inception_e import inception_e, inception_e_max_pool, inception_e_pair
 from fused_inception.blocks.launch import launches
 from fused_inception.blocks.layers import global_avg_pool, linear, max_pool
 from fused_inception.blocks.plan import BlockWeights, ConvWeights, Plan
@@ -30,6 +32,7 @@ __all__ = [
     "BlockWeights",
     "ConvWeights",
     "FusedBlockSpec",
+    "conv_sequence",
     "conv_unit",
     "global_avg_pool",
     "inception_a",
@@ -38,6 +41,7 @@ __all__ = [
     "inception_d",
     "inception_e",
     "inception_e_max_pool",
+    "inception_e_pair",
     "linear",
     "max_pool",
 ]
@@ -80,6 +84,12 @@ def _single(forward: Callable[..., Tensor], *roles: str, input_dims: int = 4) ->
     return FusedBlockSpec(roles, roles, roles, pack, forward, (1, 1), input_dims)
 
 
+def _pack_in_order(convs: Mapping[str, ConvWeights]) -> BlockWeights:
+    return BlockWeights(
+        tuple(conv.weight for conv in convs.values()), tuple(conv.bias for conv in convs.values())
+    )
+
+
 FUSED_BLOCKS: dict[str, FusedBlockSpec] = {
     "inception_a": _block(PLAN_A, inception_a),
     "inception_b": _block(PLAN_B, inception_b),
@@ -87,7 +97,10 @@ FUSED_BLOCKS: dict[str, FusedBlockSpec] = {
     "inception_d": _block(PLAN_D, inception_d),
     "inception_e": _block(PLAN_E, inception_e),
     "inception_e_max_pool": _block(PLAN_E_MAX_POOL, inception_e_max_pool),
+    "inception_e_pair": _block(PLAN_E_PAIR, inception_e_pair),
     "conv2d_act": _single(conv_unit, "conv"),
+    # Its weights are as many as its convolutions, each named by its place.
+    "conv_sequence": FusedBlockSpec((), (), (), _pack_in_order, conv_sequence, (2, 2)),
     "max_pool2d": _single(max_pool),
     "global_avg_pool2d": _single(global_avg_pool),
     "linear": _single(linear, "linear", input_dims=2),

@@ -12,6 +12,9 @@ The four 1×1s on the input run as one product, the last of them in front of the
 behind it; the one-dimensional convolutions that stand side by side run as one too. ReLU stands
 behind every convolution.
 
+Inception-v4 has a pair in the place of the 3×3 (`inception_e_pair`; figure 6 of "Inception-v4,
+Inception-ResNet and the Impact of Residual Connections on Learning", Szegedy et al. 2016).
+
 The network of the Fréchet Inception Distance ends with a variant: a max pool instead of the average
 pool. That is not linear, so it stays in front of its 1×1, which is then no sibling of the others.
 """
@@ -19,7 +22,16 @@ pool. That is not linear, so it stays in front of its 1×1, which is then no sib
 from torch import Tensor
 
 from fused_inception.blocks.op import BlockOp
-from fused_inception.blocks.plan import INPUT, AveragePool, BlockWeights, Conv, MaxPool, Plan, Split
+from fused_inception.blocks.plan import (
+    INPUT,
+    AveragePool,
+    BlockWeights,
+    Conv,
+    MaxPool,
+    Pair,
+    Plan,
+    Split,
+)
 
 PLAN = Plan(
     "inception_e",
@@ -42,8 +54,18 @@ PLAN_MAX_POOL = Plan(
     ),
     parts=("direct", "split", "double", "pool_project"),
 )
+PLAN_PAIR = Plan(
+    "inception_e_pair",
+    steps=(
+        *PLAN.steps[:3],
+        Pair("double_reduce", "double_first", "double_second"),
+        Split("double_second", "double_row", "double_col", "double"),
+    ),
+    parts=PLAN.parts,
+)
 _op = BlockOp(PLAN)
 _op_max_pool = BlockOp(PLAN_MAX_POOL)
+_op_pair = BlockOp(PLAN_PAIR)
 
 
 def inception_e(
@@ -112,3 +134,37 @@ def inception_e_max_pool(input: Tensor, weights: BlockWeights, *, backend: str =
         ops.
     """
     return _op_max_pool(input, weights, backend)
+
+
+def inception_e_pair(
+    input: Tensor,
+    weights: BlockWeights,
+    *,
+    count_include_pad: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """Runs the 8×8 Inception block of Inception-v4 on folded weights.
+
+    Equivalent to: `inception_e`, with
+
+        mid = conv(conv(conv(input, w["double_reduce"]), w["double_first"]), w["double_second"])
+
+    Args:
+        input: `(N, C, H, W)`, any strides; channels_last costs no copy.
+        weights: `PLAN_PAIR.pack(w)` of the folded convolutions `w`, as in `inception_e`;
+            `double_first` and `double_second` are 1×n and m×1, or n×1 and 1×m.
+        count_include_pad: whether the average pool divides by 9 at the border too. Default True.
+        backend: as in `split_conv2d`. Default "auto".
+
+    Returns:
+        `(N, K, H, W)` in channels_last, K the sum of the branches' filters.
+
+    Raises:
+        TypeError: dtypes that differ.
+        ValueError: shapes that do not fit each other, or an option.
+        RuntimeError: `backend` was named and cannot run here.
+
+    Note:
+        As in `inception_e`.
+    """
+    return _op_pair(input, weights, backend, count_include_pad)

@@ -40,6 +40,7 @@ from fused_inception.cli.main import (
     write_file,
     write_json,
 )
+from fused_inception.cli.networks import build as build_network
 from fused_inception.fuse import FusionReport, fuse, report
 from fused_inception.models import WeightsError, inception_v3, load_into, load_weights
 from fused_inception.models.torchvision_import import import_torchvision
@@ -217,7 +218,7 @@ def _compare(args: argparse.Namespace, device: torch.device) -> Comparison:
             photographs = builtin_photographs(args.image_size)
 
         step("building the network")
-        model = _build(args.model, args.weights)
+        model = _build(args.model, args.weights, features=args.features)
         # Cast: the annotations of `to` do not know memory formats.
         cast("Any", model).to(device=device, memory_format=torch.channels_last)
         if args.weights is None:
@@ -229,21 +230,21 @@ def _compare(args: argparse.Namespace, device: torch.device) -> Comparison:
             float32_logits = _logits(model, photographs, args.batch_size, torch.float32, device)
             model = model.to(dtype)
 
-        networks = dict(zip(_VARIANTS, (model, fuse(model)), strict=True))
+        variants = dict(zip(_VARIANTS, (model, fuse(model)), strict=True))
         logits = {}
-        for name, network in networks.items():
+        for name, network in variants.items():
             step(f"running the {name} network")
             logits[name] = _logits(network, photographs, args.batch_size, dtype, device)
 
         step("measuring time and memory")
         repeated = list(islice(cycle(photographs), args.batch_size))
         batch = to_batch(repeated).to(device, dtype)
-        times = _times(networks, batch, args.repeats)
+        times = _times(variants, batch, args.repeats)
         measurements = {
             name: Measurement(
                 times[name], _activation_bytes(network, batch), _weight_bytes(network)
             )
-            for name, network in networks.items()
+            for name, network in variants.items()
         }
 
     errors = Errors.between(logits["fused"], logits["unfused"])
@@ -255,6 +256,7 @@ def _compare(args: argparse.Namespace, device: torch.device) -> Comparison:
     return Comparison(
         settings={
             "model": args.model,
+            "output": "features" if args.features else "logits",
             "weights": args.weights,
             "seed": None if args.weights is not None else _SEED,
             "dtype": args.dtype,
@@ -271,9 +273,9 @@ def _compare(args: argparse.Namespace, device: torch.device) -> Comparison:
         logits=logits,
         errors=errors,
         against_float32=against_float32,
-        verdict=_judge(dtype, errors, against_float32),
+        verdict=_judge(dtype, errors, against_float32, "features" if args.features else "logits"),
         measurements=measurements,
-        fusion=report(networks["fused"]),
+        fusion=report(variants["fused"]),
     )
 
 
@@ -327,7 +329,20 @@ def _progress() -> Iterator[Callable[[str], None]]:
         yield status.update
 
 
-def _build(name: str, weights: str | None) -> nn.Module:
+def _build(name: str, weights: str | None, *, features: bool = False) -> nn.Module:
+    if name not in ("reference", "torchvision"):
+        if weights is not None:
+            raise CliError(f"--weights is for reference and torchvision, got --model {name}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_SEED)
+            return build_network(name, features)
+    model = _build_inception_v3(name, weights)
+    if features:
+        model.fc = nn.Identity()
+    return model
+
+
+def _build_inception_v3(name: str, weights: str | None) -> nn.Module:
     num_classes = _NUM_CLASSES if weights is None else _read_num_classes(weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
@@ -494,17 +509,20 @@ def _weight_bytes(network: nn.Module) -> int:
 
 
 def _judge(
-    dtype: torch.dtype, errors: Errors, against_float32: dict[str, Errors] | None
+    dtype: torch.dtype,
+    errors: Errors,
+    against_float32: dict[str, Errors] | None,
+    output: str,
 ) -> Verdict:
     if dtype in TOLERANCES:
         error, limit = errors.max_relative, TOLERANCES[dtype]
-        rule = "largest relative error of the fused logits from the unfused ones"
+        rule = f"largest relative error of the fused {output} from the unfused ones"
     else:
         assert against_float32 is not None
         error = against_float32["fused"].max_relative
         limit = ERROR_FACTOR * (against_float32["unfused"].max_relative + torch.finfo(dtype).eps)
         rule = (
-            "largest relative error of the fused logits from the unfused float32 network; the "
+            f"largest relative error of the fused {output} from the unfused float32 network; the "
             f"limit is {ERROR_FACTOR} * (the unfused one's + the epsilon of the dtype)"
         )
     # A comparison with NaN fails, as it must.
@@ -620,7 +638,7 @@ def _images_per_second(settings: dict[str, Any], measurement: Measurement) -> fl
 
 def _show(comparison: Comparison, console: Console) -> None:
     settings = comparison.settings
-    console.print("Inception V3, unfused and fused", style="bold")
+    console.print("Inception, unfused and fused", style="bold")
     console.print(_describe_run(comparison))
     if settings["weights"] is None:
         console.print(
@@ -632,7 +650,8 @@ def _show(comparison: Comparison, console: Console) -> None:
     console.print()
     _show_fusion(comparison, console)
     _show_errors(comparison, console)
-    _show_top5(comparison, console)
+    if settings["output"] == "logits":
+        _show_top5(comparison, console)
     _show_cost(comparison, console)
     _show_verdict(comparison, console)
 
@@ -666,7 +685,7 @@ def _show_errors(comparison: Comparison, console: Console) -> None:
         named.append((f"{name} from unfused float32", errors))
     print_table(
         console,
-        "Error of the logits",
+        f"Error of the {comparison.settings['output']}",
         ("of", ">max relative", ">relative L2"),
         [(name, f"{e.max_relative:.2e}", f"{e.relative_l2:.2e}") for name, e in named],
     )
@@ -734,7 +753,8 @@ def _show_verdict(comparison: Comparison, console: Console) -> None:
     console.print(f"({verdict.rule})")
     if not all(bool(logits.isfinite().all()) for logits in comparison.logits.values()):
         names = [name for name in _VARIANTS if not comparison.logits[name].isfinite().all()]
-        console.print(f"Logits that are not finite: {' and '.join(names)}.", style="bold red")
+        output = comparison.settings["output"].capitalize()
+        console.print(f"{output} that are not finite: {' and '.join(names)}.", style="bold red")
 
 
 def _plot(comparison: Comparison) -> bytes:

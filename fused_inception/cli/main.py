@@ -28,7 +28,7 @@ EXIT_INTERRUPTED = 130  # as a shell reports SIGINT ...
 EXIT_BROKEN_PIPE = 141  # ... and SIGPIPE
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
-MODELS = ("reference", "torchvision")
+MODELS = ("reference", "torchvision", "timm:<name>", "pytorch-fid", "torch-fidelity")
 COST_PARTS = ("factorizations", "reductions", "modules", "networks", "claims")
 STDOUT = "-"
 
@@ -41,6 +41,12 @@ _EXTRA_PACKAGES = {
     "rich": "rich",
     "safetensors": "safetensors",
     "skimage": "scikit-image",
+}
+# And `fused_inception[adapters]`.
+_ADAPTER_PACKAGES = {
+    "pytorch_fid": "pytorch-fid",
+    "timm": "timm",
+    "torch_fidelity": "torch-fidelity",
 }
 
 _COMPARE_EPILOG = """\
@@ -164,7 +170,8 @@ def _build_parser() -> argparse.ArgumentParser:
             "compare",
             help="run Inception V3 unfused and fused on photographs, and compare the two",
             description="Runs Inception V3 unfused and fused on photographs and compares the two: "
-            "agreement of the\nlogits and of the top-5, time, memory, and what was fused.",
+            "agreement of the\nlogits and of the top-5, time, memory, and what was fused. Networks "
+            "of other packages\nhave random weights.",
             epilog=_COMPARE_EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -213,9 +220,17 @@ def _fill_compare(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--model",
-        choices=MODELS,
+        type=_model,
         default=MODELS[0],
-        help="the network of this package or torchvision's (default: %(default)s)",
+        metavar="MODEL",
+        help=f"{', '.join(MODELS)}: the network of this package or of another one, there with "
+        "random weights (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--features",
+        action="store_true",
+        help="compare the pooled features that the last layer reads instead of the logits; "
+        "pytorch-fid has only these",
     )
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="default: %(default)s")
     parser.add_argument(
@@ -309,6 +324,12 @@ def _fill_cost(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
     _add_json(parser)
     parser.set_defaults(command=_cost)
+
+
+def _model(text: str) -> str:
+    if text in MODELS[:2] + MODELS[3:] or text.removeprefix("timm:") not in (text, "", "<name>"):
+        return text
+    raise argparse.ArgumentTypeError(f"takes {', '.join(MODELS)}, got {text!r}")
 
 
 def _fill_info(parser: argparse.ArgumentParser) -> None:
@@ -507,11 +528,11 @@ def _missing_extra(error: ImportError) -> str | None:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ImportError):
-            package = _EXTRA_PACKAGES.get((cause.name or "").partition(".")[0])
-            if package is not None:
-                return (
-                    f"this needs {package}: pip install fused_inception[cli] ({first_line(cause)})"
-                )
+            name = (cause.name or "").partition(".")[0]
+            for extra, packages in (("cli", _EXTRA_PACKAGES), ("adapters", _ADAPTER_PACKAGES)):
+                if name in packages:
+                    command = f"pip install fused_inception[{extra}]"
+                    return f"this needs {packages[name]}: {command} ({first_line(cause)})"
         cause = cause.__cause__
     return None
 
