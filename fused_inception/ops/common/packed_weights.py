@@ -161,11 +161,10 @@ def can_pack(dtype: torch.dtype) -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
     stride, padding = (2, 1), (0, 1)
-    # In inference mode the copy could not be used outside it. 0 to 6 in each sum: exact.
-    with torch.inference_mode(False), torch.no_grad():
+    # Small whole numbers: every sum is exact in every dtype.
+    with torch.device("cpu"), torch.no_grad():
         input = torch.arange(2 * 16 * 5 * 6).reshape(2, 16, 5, 6).remainder(7).to(dtype)
-        weight = torch.zeros(32, 16, 3, 3, dtype=dtype)
-        weight[torch.arange(32), torch.arange(32) % 16, torch.arange(32) % 3, 1] = 1
+        weight = torch.arange(32 * 16 * 3 * 3).reshape(32, 16, 3, 3).remainder(11).eq(0).to(dtype)
         input = input.contiguous(memory_format=torch.channels_last)
         weight = weight.contiguous(memory_format=torch.channels_last)
         bias = torch.arange(32).to(dtype)
@@ -174,9 +173,8 @@ def can_pack(dtype: torch.dtype) -> bool:
             out = _convolve(input, packed, bias, stride, padding)
         except Exception:  # an operator that is not there, or takes something else
             return False
-        expected = F.conv2d(input, weight, bias, stride, padding)
         return (
             out.layout is torch.strided
             and out.is_contiguous(memory_format=torch.channels_last)
-            and torch.equal(out, expected)
+            and torch.equal(out, F.conv2d(input, weight, bias, stride, padding))
         )
