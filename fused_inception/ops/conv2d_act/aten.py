@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fused_inception.ops.common.onednn import strides_to_one_column
+from fused_inception.ops.common.packed_weights import conv2d
 
 
 def conv2d_act(
@@ -17,17 +18,32 @@ def conv2d_act(
     stride: Sequence[int],
     padding: Sequence[int],
     activation: str,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """act(conv(input, weight) + bias), computed in channels_last."""
+    """act(conv(input, weight) + bias), computed in channels_last.
+
+    `out`, (N, K, P, Q) of any strides, for example a slice of the channels of a larger output, is
+    written to if given, without a gradient.
+    """
     rows, columns = stride
     one_column = strides_to_one_column(input, weight, stride, padding)
-    out = F.conv2d(
+    result = conv2d(
         input.contiguous(memory_format=torch.channels_last),
-        weight.contiguous(memory_format=torch.channels_last),
+        weight,
         bias,
         (rows, 1 if one_column else columns),
         tuple(padding),
     )
     if one_column:
-        out = out[..., :1]
-    return F.relu_(out) if activation == "relu" else out
+        result = result[..., :1]
+    if out is not None:
+        return activate(result, activation, out)
+    return F.relu_(result) if activation == "relu" else result
+
+
+def activate(input: torch.Tensor, activation: str, out: torch.Tensor) -> torch.Tensor:
+    """act(input) written to `out`, of the same shape and any strides; returns `out`."""
+    # Gradients are attached outside the operator; a call of the bare one may still be recording.
+    with torch.no_grad():
+        # F.relu has no `out`; it is this clamp, special values included.
+        return torch.clamp_min(input, 0, out=out) if activation == "relu" else out.copy_(input)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from fused_inception.ops.conv2d_act.aten import conv2d_act
+from fused_inception.ops.common.geometry import empty_channels_last
+from fused_inception.ops.conv2d_act.aten import activate, conv2d_act
 
 
 def pool2d(input: torch.Tensor, kernel: int, pool: str) -> torch.Tensor:
@@ -22,8 +23,13 @@ def grid_reduction(
     activation: str,
 ) -> torch.Tensor:
     """cat([act(conv(input, weight, stride 2)), pool(input, k, stride 2)], 1)."""
-    conv = conv2d_act(input, weight, bias, (2, 2), (0, 0), activation)
-    return torch.cat([conv, pool2d(input, weight.shape[2], pool)], 1)
+    pooled = pool2d(input, weight.shape[2], pool)
+    n, channels, out_height, out_width = pooled.shape
+    filters = weight.shape[0]
+    output = empty_channels_last((n, filters + channels, out_height, out_width), input)
+    conv2d_act(input, weight, bias, (2, 2), (0, 0), activation, out=output[:, :filters])
+    activate(pooled, "none", output[:, filters:])
+    return output
 
 
 def pool2d_backward(
