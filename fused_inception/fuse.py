@@ -30,6 +30,7 @@ from torch.autograd import forward_ad
 from fused_inception.blocks import FUSED_BLOCKS, BlockWeights, ConvWeights
 from fused_inception.folding import fold_batch_norm, type_name
 from fused_inception.ops.common.dispatch import batch_invariance_refusal
+from fused_inception.ops.common.packed_weights import keep_packed
 from fused_inception.recognize import (
     CONV_SEQUENCE,
     KNOWN_BLOCKS,
@@ -349,8 +350,11 @@ class FusedBlock(StandIn):
         ):
             held.copy_(value)
         else:
-            self._buffers[name] = value
+            held = self._buffers[name] = value
             self._non_persistent_buffers_set.add(name)
+        if held is not None and held.dim() == 4:
+            # Folded weights are written here alone, in ways that PyTorch counts.
+            keep_packed(held)
 
     def train(self, mode: bool = True) -> "FusedBlock":
         """Sets the mode, as every module's; going to evaluation looks for changed weights."""

@@ -3,10 +3,12 @@
 oneDNN reads the filters in blocks, of sizes that depend on the whole problem: batch, map, stride,
 dtype, number of threads. `F.conv2d` therefore reorders plain weights at every call, which for an
 Inception network of one image takes as long as a fifth of the forward. Here the reordered copy is
-kept for the problem that a weight is used with. It is made when the same problem comes a second
-time in a row: another batch size in between costs what `F.conv2d` costs, and sizes that alternate
-never reorder more than it does. (A copy made for another problem would be right too, but reordering
-blocks into other blocks takes 20 to 60 times as long as the convolution.)
+kept for the problem that a weight was last used with. Another problem, such as another batch size,
+makes another, which costs what `F.conv2d` spends on every call. (A copy made for another problem
+would be right too, but reordering blocks into other blocks takes 20 to 60 times as long as the
+convolution.) A kept weight is always used packed: oneDNN has other kernels for blocks than for
+plain weights, and a result whose last bits change between one call and the next would be a
+surprise.
 
 Only weights that their owner has passed to `keep_packed` have a copy. It is found by the identity
 of the weight, so it is part of no state dict, no deep copy, no pickle and no traced program, and it
@@ -52,7 +54,6 @@ class _Kept:
 
     def __init__(self) -> None:
         self.copy: tuple[_Problem, torch.Tensor] | None = None
-        self.previous: _Problem | None = None
 
 
 # Weight -> _Kept.
@@ -60,7 +61,7 @@ _kept: Any = WeakIdKeyDictionary()
 
 
 def keep_packed(weight: torch.Tensor) -> None:
-    """Keep a packed copy of `weight`, (K, C, R, S), from its second use on.
+    """Keep a packed copy of `weight`, (K, C, R, S), from its first use on.
 
     To be called by the owner of a weight that is written only in ways that PyTorch counts. A weight
     that cannot be packed (device, dtype, layout, made in inference mode, this build of PyTorch) is
@@ -121,12 +122,9 @@ def _packed(
         weight.data_ptr(),
         weight._version,
     )
-    copy, previous = kept.copy, kept.previous
-    kept.previous = problem
+    copy = kept.copy
     if copy is not None and copy[0] == problem:
         return copy[1]
-    if previous != problem:
-        return None
     kept.copy = None  # before the next one is made: one copy at a time
     packed = _reorder(input, weight, stride, padding)
     kept.copy = (problem, packed)
