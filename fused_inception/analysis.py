@@ -26,6 +26,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from fused_inception.ops.common import costs
+from fused_inception.ops.common.costs import Count
+
 __all__ = ["Analysis", "Cost", "Operator", "analyze"]
 
 
@@ -201,6 +204,11 @@ def _linear_macs(args: Sequence[Any], out: Tensor) -> int:
     return out.numel() * args[-2].shape[-1]
 
 
+def _linear_op_macs(args: Sequence[Any], out: Tensor) -> int:
+    # linear(input, weight, bias, ...)
+    return out.numel() * args[1].shape[1]
+
+
 def _mid_bytes(args: Sequence[Any], out: Tensor) -> int:
     # The tensor between the factors, written and read.
     return 2 * _pixels(out) * args[1].shape[0] * out.element_size()
@@ -215,9 +223,8 @@ def _nothing(args: Sequence[Any], out: Tensor) -> int:
     return 0
 
 
-_Count = Callable[[Sequence[Any], Tensor], int]
 # Operator -> (multiply-accumulates, bytes that move between its parts).
-_PRODUCTS: dict[str, tuple[_Count, _Count]] = {
+_PRODUCTS: dict[str, tuple[Count, Count]] = {
     "aten::convolution": (_conv_macs, _nothing),
     "aten::addmm": (_linear_macs, _nothing),
     "aten::mm": (_linear_macs, _nothing),
@@ -225,6 +232,9 @@ _PRODUCTS: dict[str, tuple[_Count, _Count]] = {
     "fused_inception::factorized_conv2d": (_pair_macs, _mid_bytes),
     "fused_inception::split_conv2d": (_pair_macs, _concatenated_bytes),
     "fused_inception::grid_reduction": (_conv_macs, _concatenated_bytes),
+    "fused_inception::linear": (_linear_op_macs, _nothing),
+    "fused_inception::max_pool2d": (_nothing, _nothing),
+    "fused_inception::global_avg_pool2d": (_nothing, _nothing),
 }
 # Operators that ride along with the one that made their operand.
 _EPILOGUES = (
@@ -295,8 +305,9 @@ class _Recorder(TorchDispatchMode):
             return result
         if self.value(out) in read:  # a view
             return result
-        if name in _PRODUCTS:
-            macs, hidden = _PRODUCTS[name]
+        known = _PRODUCTS.get(name) or costs.registered.get(name)
+        if known is not None:
+            macs, hidden = known
         elif name.startswith("fused_inception::") or func._overloadpacket in flop_registry:
             raise ValueError(f"analyze: the cost of the operator {name} is not known")
         else:

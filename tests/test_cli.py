@@ -731,7 +731,10 @@ def test_wrong_weights(cli_error, weights, name, message):
         (["compare", "--threads", "0"], "--threads: takes an integer from 1 to .*, got '0'"),
         (["compare", "--image-size", "74"], "--image-size: takes an integer from 75 .*, got '74'"),
         (["compare", "--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
-        (["compare", "--model", "vgg"], "--model: invalid choice: 'vgg'"),
+        (
+            ["compare", "--model", "vgg"],
+            "--model: takes reference, torchvision, .*, torch-fidelity, got 'vgg'",
+        ),
         (["compare", "--device", "tpu"], "--device takes auto, cpu, cuda or cuda:N, got 'tpu'"),
         (["compare", "--device", "cuda:999"], "--device cuda:999 cannot be used: "),
         # An image behind --json must not be written over.

@@ -10,6 +10,7 @@ pool. Where a gradient is wanted, the function is the same steps as single, diff
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -37,9 +38,10 @@ from fused_inception.blocks.plan import (
 from fused_inception.ops.common import checks
 from fused_inception.ops.common.autocast import autocast
 from fused_inception.ops.common.autograd import wants_grad
+from fused_inception.ops.common.costs import register_cost
 from fused_inception.ops.common.dispatch import select
 from fused_inception.ops.common.geometry import empty_channels_last
-from fused_inception.ops.common.registration import register
+from fused_inception.ops.common.registration import NAMESPACE, register
 from fused_inception.ops.conv2d_act.op import conv2d_act
 from fused_inception.ops.factorized_conv2d.op import factorized_conv2d
 from fused_inception.ops.grid_reduction.op import grid_reduction
@@ -97,6 +99,35 @@ class BlockOp:
             self._implementation,
             self._fake,
         )
+
+        register_cost(f"{NAMESPACE}::{plan.kind}", self._macs, self._hidden_bytes)
+
+    def _macs(self, args: Sequence[Any], out: Tensor) -> int:
+        """Multiply-accumulates of a call; see `register_cost`."""
+        input, given, biases = args[:3]
+        resolved = _check(self.plan, input, given, biases, resolve)
+        weights = dict(zip(self.plan.weight_names, given, strict=True))
+        macs = 0
+        for step in self.plan.steps:
+            n, _, rows, columns = resolved.shapes[step.maps[0]]
+            filters = sum(weights[name].numel() for name in step.weights)
+            macs += n * rows * columns * filters
+        return macs
+
+    def _hidden_bytes(self, args: Sequence[Any], out: Tensor) -> int:
+        """Bytes that steps move beyond the input and the output; see `register_cost`."""
+        input, given, biases = args[:3]
+        resolved = _check(self.plan, input, given, biases, resolve)
+        weights = dict(zip(self.plan.weight_names, given, strict=True))
+        elements = 0
+        for step in self.plan.steps:
+            source = input.shape if step.source == INPUT else resolved.shapes[step.source]
+            elements += math.prod(source)
+            elements += sum(math.prod(resolved.shapes[name]) for name in step.maps)
+            if isinstance(step, Pair):  # the tensor between its factors, written and read
+                n, _, rows, columns = resolved.shapes[step.second]
+                elements += 2 * n * rows * columns * weights[step.first].shape[0]
+        return elements * input.element_size() - input.nbytes - out.nbytes
 
     def __call__(
         self, input: Tensor, weights: BlockWeights, backend: str, include_pad: bool = True
