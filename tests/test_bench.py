@@ -656,7 +656,10 @@ def test_the_command_line_measures_and_shows(bench_cli, tmp_path: Path):
     assert bench_cli("--show", path)[0] == 0
 
 
-def test_the_command_line_shows_a_gpu_and_its_targets(bench_cli, tmp_path: Path, fake_gpu: None):
+def test_the_command_line_shows_a_gpu_and_its_targets(
+    monkeypatch: pytest.MonkeyPatch, bench_cli, tmp_path: Path, fake_gpu: None
+):
+    monkeypatch.setenv("COLUMNS", "200")  # or cells are folded to the terminal's width
     path = tmp_path / "result.json"
     make_run(path, pair_cases((1, 8)))()
     code, out, _ = bench_cli("--show", path)
