@@ -46,6 +46,7 @@ from fused_inception.recognize import (
     hook_refusal,
     recognize,
 )
+from fused_inception.stem import STEM, RunsStem, fuse_stem, network_class, stem_parts
 
 __all__ = ["FusedBlock", "FusionReport", "fuse", "refresh", "report"]
 
@@ -228,13 +229,24 @@ class FusedBlock(StandIn):
 
     def _run(self, input: Tensor) -> Tensor:
         spec = FUSED_BLOCKS[self._match.kind]
+        return spec.forward(input, self._weights(), **self._match.options)
+
+    def _weights(self) -> BlockWeights:
         buffers = self._buffers
         weight_names, bias_names = _names(self._match)
-        weights = BlockWeights(
+        return BlockWeights(
             tuple([cast("Tensor", buffers[_weight_buffer(name)]) for name in weight_names]),
             tuple([buffers[_bias_buffer(name)] for name in bias_names]),
         )
-        return spec.forward(input, weights, **self._match.options)
+
+    @property
+    def fused_match(self) -> BlockMatch | None:
+        """What it runs fused as; None where its original forward runs, since it is that no more."""
+        return None if self._reason is not None else self._match
+
+    def fused_weights_for(self, input: Any) -> BlockWeights | None:
+        """Its folded weights, where it would run fused; for a block around it to run on."""
+        return self._weights() if self._can_fuse(input) else None
 
     def _can_fuse(self, input: Any) -> bool:
         if torch.compiler.is_compiling():
@@ -611,6 +623,8 @@ def fuse(
                 model.get_submodule(parent)._modules[child] = wrapper
             else:
                 model = wrapper
+    for module in model.modules():
+        fuse_stem(module)
     return model
 
 
@@ -630,12 +644,17 @@ def report(model: nn.Module) -> FusionReport:
     _check_module("report", model)
     found = FusionReport()
     in_training = _training_only(model)
+    in_stem: set[nn.Module] = set()
     for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, RunsStem) and (parts := stem_parts(module)):
+            found.replaced.append((name, STEM))
+            found.launches.append((name, FUSED_BLOCKS[STEM].launches))
+            in_stem.update(parts)
         if isinstance(module, FusedBlock):
             match, reason = _verdict(module._original, _recognize_alone)
             if match is not None:
                 found.replaced.append((name, match.kind))
-                if module not in in_training:
+                if module not in in_training and module not in in_stem:
                     found.launches.append((name, _launches(match)))
             else:
                 found.skipped.append((name, f"runs its original forward: {reason}"))
@@ -710,7 +729,8 @@ _BATCH_INVARIANT_FORWARDS = frozenset(
 
 
 def _is_known_network(module: nn.Module) -> bool:
-    return (type(module).__module__, type(module).__qualname__) in _KNOWN_NETWORKS
+    kind = network_class(module)
+    return (kind.__module__, kind.__qualname__) in _KNOWN_NETWORKS
 
 
 def _training_only(model: nn.Module) -> set[nn.Module]:

@@ -19,6 +19,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
@@ -27,6 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules import module as module_globals
 
+from fused_inception.blocks import BlockWeights
 from fused_inception.folding import (
     KernelPattern,
     check_batch_norm,
@@ -46,6 +48,7 @@ __all__ = [
     "NotRecognizedError",
     "StandIn",
     "UnitMatch",
+    "calls_in_a_row",
     "find_blocks",
     "find_layers",
     "find_sequences",
@@ -67,6 +70,15 @@ class StandIn(nn.Module):
     """
 
     _original: nn.Module
+
+    @property
+    def fused_match(self) -> "BlockMatch | None":
+        """What it was recognized as; None where it is that no more."""
+        raise NotImplementedError
+
+    def fused_weights_for(self, input: Any) -> BlockWeights | None:
+        """Its folded weights, where its fused forward of `input` means the same; else None."""
+        raise NotImplementedError
 
 
 def _original(module: nn.Module) -> nn.Module:
@@ -746,6 +758,34 @@ class _NormTracer(_Tracer):
         if isinstance(a, torch.Tensor) and id(a) in self._names:
             return self.create_node("get_attr", self._names[id(a)], (), {})
         return super().create_arg(a)
+
+
+class _ChildTracer(_Tracer):
+    """Records which children a module calls."""
+
+    def __init__(self, parent: nn.Module) -> None:
+        super().__init__()
+        self._parent = parent
+
+    def is_leaf(self, module: nn.Module) -> bool:
+        """All but the module itself."""
+        return module is not self._parent
+
+
+def calls_in_a_row(module: nn.Module, names: Sequence[str]) -> bool:
+    """Whether a module's forward calls these children once each, in order, and in a row.
+
+    In evaluation mode, each with nothing but the result of the one before, which nothing else uses.
+    """
+    try:
+        output = _record(module, _ChildTracer(module))
+    except NotRecognizedError:
+        return False
+    calls = [node for node in output.graph.nodes if node.target in names]
+    return [call.target for call in calls] == list(names) and all(
+        after.args == (before,) and not after.kwargs and list(before.users) == [after]
+        for before, after in pairwise(calls)
+    )
 
 
 # What checks the rank of the input and leaves nothing behind.

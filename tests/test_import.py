@@ -208,6 +208,7 @@ FLOORS = {
     "fused_inception.analysis": 3,
     "fused_inception.blocks": 4,
     "fused_inception.recognize": 5,
+    "fused_inception.stem": 5,
     "fused_inception.fuse": 5,
     "fused_inception.graphs": 5,
     "fused_inception.models": 5,

@@ -23,6 +23,8 @@ from fused_inception.blocks.inception_e import PLAN as PLAN_E
 from fused_inception.blocks.inception_e import PLAN_MAX_POOL as PLAN_E_MAX_POOL
 from fused_inception.blocks.inception_e import PLAN_PAIR as PLAN_E_PAIR
 from fused_inception.blocks.inception_e import inception_e, inception_e_max_pool, inception_e_pair
+from fused_inception.blocks.inception_stem import PLAN as PLAN_STEM
+from fused_inception.blocks.inception_stem import inception_stem
 from fused_inception.blocks.launch import launches
 from fused_inception.blocks.layers import global_avg_pool, linear, max_pool
 from fused_inception.blocks.plan import BlockWeights, ConvWeights, Plan
@@ -42,6 +44,7 @@ __all__ = [
     "inception_e",
     "inception_e_max_pool",
     "inception_e_pair",
+    "inception_stem",
     "linear",
     "max_pool",
 ]
@@ -98,6 +101,7 @@ FUSED_BLOCKS: dict[str, FusedBlockSpec] = {
     "inception_e": _block(PLAN_E, inception_e),
     "inception_e_max_pool": _block(PLAN_E_MAX_POOL, inception_e_max_pool),
     "inception_e_pair": _block(PLAN_E_PAIR, inception_e_pair),
+    "inception_stem": _block(PLAN_STEM, inception_stem),
     "conv2d_act": _single(conv_unit, "conv"),
     # Its weights are as many as its convolutions, each named by its place.
     "conv_sequence": FusedBlockSpec((), (), (), _pack_in_order, conv_sequence, (2, 2)),

@@ -40,20 +40,27 @@ class _Run:
         input: Tensor,
         weights: Sequence[Tensor],
         biases: Sequence[Tensor | None],
+        output: Tensor,
     ) -> None:
         plan = self.plan = resolved.plan
         self.resolved = resolved
-        self.output = empty_channels_last(resolved.output_shape, input)
-        self.slices = {name: self.output[:, part] for name, part in resolved.slices.items()}
+        self.slices = {name: output[:, part] for name, part in resolved.slices.items()}
         self.maps = {INPUT: input.contiguous(memory_format=torch.channels_last)}
         self.weights = dict(zip(plan.weight_names, weights, strict=True))
         self.biases = dict(zip(plan.bias_names, biases, strict=True))
 
     def conv(
-        self, x: Tensor, name: str, activation: str = "relu", *, halves: bool = False
+        self,
+        x: Tensor,
+        name: str,
+        activation: str = "relu",
+        *,
+        halves: bool = False,
+        pads: bool = True,
     ) -> Tensor:
         weight = self.weights[name]
-        stride, padding = ((2, 2), (0, 0)) if halves else ((1, 1), same_padding(weight))
+        stride = (2, 2) if halves else (1, 1)
+        padding = same_padding(weight) if pads and not halves else (0, 0)
         return conv2d_act(x, weight, self.biases[name], stride, padding, activation)
 
     def rectify(self, values: Tensor, name: str) -> None:
@@ -95,9 +102,9 @@ class _Run:
     def siblings(self, x: Tensor, step: Conv) -> None:
         name, role = step.weights[0], step.roles[0]
         if len(step.roles) == 1 and role not in self.slices:
-            self.maps[role] = self.conv(x, name, halves=step.halves)
+            self.maps[role] = self.conv(x, name, halves=step.halves, pads=step.pads)
             return
-        values = self.conv(x, name, "none", halves=step.halves)
+        values = self.conv(x, name, "none", halves=step.halves, pads=step.pads)
         filters = [self.resolved.shapes[role][1] for role in step.roles]
         for role, part in zip(step.roles, values.split(filters, 1), strict=True):
             if role in self.plan.raw:
@@ -120,11 +127,11 @@ def run(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
     include_pad: bool,
-) -> Tensor:
-    """The block's output."""
-    call = _Run(resolved, input, weights, biases)
+    output: Tensor,
+) -> None:
+    """Writes the block's output."""
+    call = _Run(resolved, input, weights, biases, output)
     for step, last in zip(resolved.plan.steps, resolved.plan.last_reads, strict=True):
         call.step(step, include_pad)
         for name in last:
             call.maps.pop(name, None)
-    return call.output

@@ -48,7 +48,8 @@ def launches(plan: Plan) -> tuple[int, int]:
     A pair is one launch or two, by its shape and batch. On top come copies of operands that a
     kernel cannot take as they are, siblings on up to 8 channels, which are launched one by one,
     batches of more than 2^30 pixels, and pairs in two launches whose map between the factors is
-    larger than L2, which go through it in parts.
+    larger than L2, which go through it in parts. A plan with `images_at_a_time` launches as many
+    again for every further so many images.
     """
     pairs = sum(isinstance(step, Pair) for step in plan.steps)
     return len(plan.steps), len(plan.steps) + pairs
@@ -67,9 +68,9 @@ def _run_triton(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
     include_pad: bool,
-) -> Tensor:
+    output: Tensor,
+) -> None:
     plan = resolved.plan
-    output = empty_channels_last(resolved.output_shape, input)
     maps = {name: output[:, channels] for name, channels in resolved.slices.items()}
     maps[INPUT] = input
     named = dict(zip(plan.weight_names, zip(weights, biases, strict=False), strict=True))
@@ -82,7 +83,6 @@ def _run_triton(
         # The memory of a map that nobody reads any more serves the maps to come.
         for name in last:
             del maps[name]
-    return output
 
 
 def _launch(

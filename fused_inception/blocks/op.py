@@ -153,7 +153,22 @@ class BlockOp:
         checks.check_options(self.plan.kind, backend=backend)
         resolved = _check(self.plan, input, weights, biases, resolve_cached)
         chosen = select(self.plan.kind, backend, self._backends, resolved, resolved.device)
-        return chosen.run(resolved, input, weights, biases, options[0] if self._pools else True)
+        include_pad = options[0] if self._pools else True
+        output = empty_channels_last(resolved.output_shape, input)
+        images = self._images_at_a_time(input)
+        if images >= input.shape[0]:
+            chosen.run(resolved, input, weights, biases, include_pad, output)
+            return output
+        for x, place in zip(input.split(images), output.split(images), strict=True):
+            part = _check(self.plan, x, weights, biases, resolve_cached)
+            chosen.run(part, x, weights, biases, include_pad, place)
+        return output
+
+    def _images_at_a_time(self, input: Tensor) -> int:
+        images = self.plan.images_at_a_time
+        if images is None:
+            return input.shape[0]
+        return images.cpu if input.device.type == "cpu" else images.gpu
 
     def _fake(
         self, input: Tensor, weights: list[Tensor], biases: list[Tensor | None], *options: Any
@@ -175,7 +190,7 @@ def _differentiable(
         w = [(named[name], biases[name]) for name in step.weights]
         if isinstance(step, Conv):
             halving: dict[str, Any] = {"stride": 2, "padding": 0}
-            same = {"padding": [taps // 2 for taps in w[0][0].shape[2:]]}
+            same = {"padding": [taps // 2 if step.pads else 0 for taps in w[0][0].shape[2:]]}
             options = halving if step.halves else same
             y = conv2d_act(x, *w[0], activation="none", backend=backend, **options)
             filters = [resolved.shapes[role][1] for role in step.roles]

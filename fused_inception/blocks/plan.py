@@ -63,12 +63,14 @@ class BlockWeights(NamedTuple):
 class Conv(NamedTuple):
     """Convolutions on one map as one product, each filled with zeros to keep the size, or halving.
 
-    `roles` are also the names of the maps. Several of them have 1×1 filters.
+    `roles` are also the names of the maps. Several of them have 1×1 filters. With `pads` False
+    nothing is filled with zeros and the map loses its rim.
     """
 
     source: str
     roles: tuple[str, ...]
     halves: bool = False
+    pads: bool = True
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -162,6 +164,13 @@ class AveragePool(NamedTuple):
 Step: TypeAlias = Conv | Pair | Split | Reduction | MaxPool | AveragePool
 
 
+class ImagesAtATime(NamedTuple):
+    """How many images go through all steps of a block before the next ones do."""
+
+    cpu: int
+    gpu: int
+
+
 class Plan:
     """A kind of block.
 
@@ -169,6 +178,8 @@ class Plan:
         kind: its name, and that of its op.
         steps: in the order in which they run.
         parts: the maps that make up the output.
+        images_at_a_time: for a block whose maps are so large that those of a whole batch should not
+            be in memory together. Default: all images of a batch.
 
     Attributes:
         roles: every convolution.
@@ -177,10 +188,17 @@ class Plan:
         last_reads: for each step, the maps that nothing reads after it.
     """
 
-    def __init__(self, kind: str, steps: tuple[Step, ...], parts: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        kind: str,
+        steps: tuple[Step, ...],
+        parts: tuple[str, ...],
+        images_at_a_time: ImagesAtATime | None = None,
+    ) -> None:
         self.kind = kind
         self.steps = steps
         self.parts = parts
+        self.images_at_a_time = images_at_a_time
         self.roles = tuple(
             role
             for step in steps
@@ -369,10 +387,18 @@ class _Resolver:
             raise self.fail(f"the bias of {name} must be of shape ({filters},), got {tuple(bias)}")
         return filters, rows, columns
 
-    def halved(self, source: str, window: int) -> tuple[int, int]:
+    def holds(self, source: str, rows: int, columns: int) -> tuple[int, int]:
+        """The size of a map, which a window must fit into."""
         _, _, h, w = self.shapes[source]
-        if h < window or w < window:
-            raise self.fail(f"input must have H and W of at least {window} there, got {h}x{w}")
+        if h < rows or w < columns:
+            small = "" if source == INPUT else "; input is too small"
+            raise self.fail(
+                f"{source} must have H and W of at least {rows} and {columns}, got {h}x{w}{small}"
+            )
+        return h, w
+
+    def halved(self, source: str, window: int) -> tuple[int, int]:
+        h, w = self.holds(source, window, window)
         return conv_output_size(h, window, 2, 0), conv_output_size(w, window, 2, 0)
 
     def conv(self, step: Conv) -> Problem:
@@ -383,6 +409,9 @@ class _Resolver:
         stride, padding, out = (1, 1), (rows // 2, columns // 2), (h, w)
         if step.halves:
             stride, padding, out = (2, 2), (0, 0), self.halved(step.source, rows)
+        elif not step.pads:
+            self.holds(step.source, rows, columns)
+            padding, out = (0, 0), (h - rows + 1, w - columns + 1)
         sizes = self.siblings(step.roles, filters) if merged else {step.roles[0]: filters}
         for role, size in sizes.items():
             self.shapes[role] = (n, size, *out)
