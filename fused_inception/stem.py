@@ -56,13 +56,15 @@ def stem_parts(network: nn.Module) -> list[StandIn] | None:
     parts = []
     for name, kind, options in _PARTS:
         part = network._modules.get(name)
-        if not isinstance(part, StandIn):
-            return None
-        match = part.fused_match
-        if match is None or match.kind != kind or match.options != options:
+        if not isinstance(part, StandIn) or not _is(part, kind, options):
             return None
         parts.append(part)
     return parts
+
+
+def _is(part: StandIn, kind: str, options: Mapping[str, Any]) -> bool:
+    match = part.fused_match
+    return match is not None and match.kind == kind and match.options == options
 
 
 class RunsStem(nn.Module):
@@ -77,9 +79,10 @@ class RunsStem(nn.Module):
             return None
         weights: list[Tensor] = []
         biases: list[Tensor | None] = []
-        for part in parts:
+        for part, (_, kind, options) in zip(parts, _PARTS, strict=True):
             folded = part.fused_weights_for(input)
-            if folded is None:
+            # By now a layer that was changed has been looked at anew.
+            if folded is None or not _is(part, kind, options):
                 return None
             weights += folded.weights
             biases += folded.biases

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bench.peers import fold
 from fused_inception import fuse, report, testing
 from fused_inception.blocks import ConvWeights
 from fused_inception.models import (
@@ -181,7 +182,7 @@ def test_features_and_logits_do_not_depend_on_the_batch(size, network, precision
 
 
 @torch.no_grad()
-def test_peak_memory_is_below_that_of_the_unfused_network(network):
+def test_peak_memory_is_at_most_seven_tenths_of_the_folded_network(network):
     def peak(model: nn.Module, x: torch.Tensor) -> int:
         model(x)
         torch.cuda.synchronize()
@@ -192,9 +193,9 @@ def test_peak_memory_is_below_that_of_the_unfused_network(network):
         return torch.cuda.max_memory_allocated() - before
 
     model = network.to(DEVICE, torch.bfloat16).to(memory_format=torch.channels_last)
-    x = testing.channels_last(torch.randn(64, 3, 299, 299, device=DEVICE).bfloat16())
+    x = testing.channels_last(torch.randn(256, 3, 299, 299, device=DEVICE).bfloat16())
     try:
-        assert peak(fuse(model), x) < peak(model, x)
+        assert peak(fuse(model), x) <= 0.7 * peak(fold(model), x)
     finally:
         network.to("cpu", torch.float32)
 

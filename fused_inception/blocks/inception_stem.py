@@ -44,7 +44,7 @@ def inception_stem(input: Tensor, weights: BlockWeights, *, backend: str = "auto
         F.max_pool2d(x, 3, 2)
 
     Args:
-        input: `(N, C, H, W)`, any strides; channels_last costs no copy. H and W are at least 31
+        input: `(N, C, H, W)`, any strides; channels_last costs no copy. H and W are at least 27
             with the filters of Inception V3, where C is 3.
         weights: `PLAN.pack(w)` of the folded convolutions `w`, all in the dtype of `input` unless
             under autocast. `conv1` is 3×3, the others R×S with R and S odd; those of Inception V3

@@ -17,9 +17,12 @@ from torch import nn
 from fused_inception import blocks, fuse, testing
 from fused_inception.blocks import FUSED_BLOCKS, ConvWeights
 from fused_inception.blocks import launch as block_launch
+from fused_inception.blocks import op as block_op
+from fused_inception.blocks.plan import ImagesAtATime
 from fused_inception.models.inception_v3 import BasicConv2d, InceptionBlocks, InceptionV3
 from fused_inception.ops.common import launching
 from fused_inception.ops.factorized_conv2d import launch as pair_launch
+from tests import test_stem
 from tests.test_blocks import AVERAGED, BLOCKS, CHANNELS, fused, images, make_convs, unfused
 from tests.test_fuse import randomize
 
@@ -97,6 +100,7 @@ def test_every_element_is_written_and_nothing_else(kind, monkeypatch: pytest.Mon
         return buffer.as_strided(shape, (h * w * c, 1, w * c, c), guard)
 
     monkeypatch.setattr(block_launch, "empty_channels_last", guarded)
+    monkeypatch.setattr(block_op, "empty_channels_last", guarded)
     x, convs = whole_numbers(kind)
     with testing.fp32_precision("ieee"):
         result = run(kind, x.float(), rounded(convs, torch.float32))
@@ -154,6 +158,7 @@ def test_maps_are_given_back_as_soon_as_nobody_reads_them(kind, monkeypatch: pyt
         return map_
 
     monkeypatch.setattr(block_launch, "empty_channels_last", watched)
+    monkeypatch.setattr(block_op, "empty_channels_last", watched)
     launch = block_launch._launch
 
     def stepped(*args):
@@ -191,6 +196,34 @@ def test_an_image_does_not_depend_on_its_batch(kind, precision):
     assert torch.equal(run(kind, x[order], convs), whole[order])
     nchw = x.contiguous()
     assert torch.equal(run(kind, nchw, convs), whole)
+
+
+# The first layers
+
+
+@pytest.mark.parametrize("size", [(27, 27), (29, 33)], ids=str)
+def test_error_of_the_first_layers_is_at_most_twice_that_of_pytorch(size, precision):
+    dtype, factor = precision
+    if torch.backends.cudnn.conv.fp32_precision == "tf32" and dtype == torch.float32:
+        pytest.skip("a CPU has no tf32 to compare with; the ops' own tests do it by steps")
+    x, convs = test_stem.images(2, *size, dtype=dtype), test_stem.make_convs(dtype)
+    oracle = test_stem.unfused(x.double(), rounded(convs, torch.float64))
+    got = test_stem.fused(x, convs, backend="triton")
+    testing.assert_within_budget(got, test_stem.unfused(x, convs), oracle, factor)
+    testing.assert_channels_last(got)
+
+
+@pytest.mark.usefixtures("sequential_product")
+@pytest.mark.parametrize("at_a_time", [1, 2, 5])
+def test_the_first_layers_give_the_same_bits_however_many_images_at_a_time(
+    at_a_time, precision, monkeypatch: pytest.MonkeyPatch
+):
+    dtype, _ = precision
+    x, convs = test_stem.images(5, 27, 27, dtype=dtype), test_stem.make_convs(dtype)
+    expected = [test_stem.fused(x[i : i + 1], convs, backend="triton") for i in range(5)]
+    plan = test_stem.PLAN
+    monkeypatch.setattr(plan, "images_at_a_time", ImagesAtATime(at_a_time, at_a_time))
+    assert torch.equal(test_stem.fused(x, convs, backend="triton"), torch.cat(expected))
 
 
 # A whole network.
