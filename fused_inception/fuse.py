@@ -558,7 +558,9 @@ def fuse(
     contains one Conv2d, at least one BatchNorm or ReLU, and nothing else. Where a module has
     such a block among its children, its nn.MaxPool2d, its nn.AdaptiveAvgPool2d to one pixel and its
     nn.Linear are replaced too (`max_pool2d`, `global_avg_pool2d`, `linear`), so that on a GPU
-    nothing between an image and its logits depends on the batch around it.
+    nothing between an image and its logits depends on the batch around it. This package's Inception
+    V3 and torchvision's get a subclass of their class, whose forward runs the layers in front of
+    the first block as one, `inception_stem`, where all of them are fused.
 
     Args:
         model: any module, on any device, in any floating-point dtype.

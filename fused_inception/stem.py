@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import Tensor, nn
 
-from fused_inception.blocks import BlockWeights, inception_stem
+from fused_inception.blocks import FUSED_BLOCKS, BlockWeights
 from fused_inception.models.inception_v3 import InceptionV3
 from fused_inception.recognize import StandIn, calls_in_a_row
 
@@ -86,7 +86,7 @@ class RunsStem(nn.Module):
                 return None
             weights += folded.weights
             biases += folded.biases
-        return inception_stem(input, BlockWeights(tuple(weights), tuple(biases)))
+        return FUSED_BLOCKS[STEM].forward(input, BlockWeights(tuple(weights), tuple(biases)))
 
 
 class InceptionV3RunsStem(RunsStem, InceptionV3):

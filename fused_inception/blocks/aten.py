@@ -128,10 +128,11 @@ def run(
     biases: Sequence[Tensor | None],
     include_pad: bool,
     output: Tensor,
-) -> None:
-    """Writes the block's output."""
+) -> Tensor:
+    """Writes the block's output, and returns it."""
     call = _Run(resolved, input, weights, biases, output)
     for step, last in zip(resolved.plan.steps, resolved.plan.last_reads, strict=True):
         call.step(step, include_pad)
         for name in last:
             call.maps.pop(name, None)
+    return output

@@ -69,7 +69,7 @@ def _run_triton(
     biases: Sequence[Tensor | None],
     include_pad: bool,
     output: Tensor,
-) -> None:
+) -> Tensor:
     plan = resolved.plan
     maps = {name: output[:, channels] for name, channels in resolved.slices.items()}
     maps[INPUT] = input
@@ -83,6 +83,7 @@ def _run_triton(
         # The memory of a map that nobody reads any more serves the maps to come.
         for name in last:
             del maps[name]
+    return output
 
 
 def _launch(

@@ -157,8 +157,7 @@ class BlockOp:
         output = empty_channels_last(resolved.output_shape, input)
         images = self._images_at_a_time(input)
         if images >= input.shape[0]:
-            chosen.run(resolved, input, weights, biases, include_pad, output)
-            return output
+            return chosen.run(resolved, input, weights, biases, include_pad, output)
         for x, place in zip(input.split(images), output.split(images), strict=True):
             part = _check(self.plan, x, weights, biases, resolve_cached)
             chosen.run(part, x, weights, biases, include_pad, place)
