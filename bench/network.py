@@ -21,8 +21,10 @@ from bench.harness import Case, Subject
 from fused_inception import fuse, report, testing
 from fused_inception.models import inception_v3
 from fused_inception.models.inception_v3 import InceptionV3
+from fused_inception.stem import STEM
 
 NAME = "network"
+FIRST_LAYERS = "stem"
 IMAGE_SIZE = 299
 # float32 is measured where its target stands.
 OTHER_DTYPES_BATCHES = (32, 64)
@@ -43,6 +45,18 @@ def reference_network() -> InceptionV3:
     return cast("Any", model.eval()).to(memory_format=torch.channels_last)
 
 
+class FirstLayers(nn.Module):
+    """The layers in front of a network's first block, which have no module of their own."""
+
+    def __init__(self, network: InceptionV3) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, 192, P, Q)."""
+        return self.network._stem(images)
+
+
 @functools.cache
 def fused_blocks() -> dict[str, tuple[str, tuple[int, ...]]]:
     """Name of a block that `fuse` replaces -> its kind and the shape of its input, one image.
@@ -52,7 +66,7 @@ def fused_blocks() -> dict[str, tuple[str, tuple[int, ...]]]:
     """
     model = reference_network()
     found = report(fuse(model)).replaced
-    replaced = {name: kind for name, kind in found if kind.startswith("inception_")}
+    replaced = {name: kind for name, kind in found if kind.startswith("inception_") and name}
     shapes: dict[str, tuple[int, ...]] = {}
     meta = copy.deepcopy(model).to("meta")
     for name in replaced:
@@ -61,14 +75,21 @@ def fused_blocks() -> dict[str, tuple[str, tuple[int, ...]]]:
         )
     with torch.no_grad():
         meta(torch.empty(1, 3, IMAGE_SIZE, IMAGE_SIZE, device="meta"))
-    return {name: (kind, shapes[name]) for name, kind in replaced.items()}
+    first = {FIRST_LAYERS: (STEM, (3, IMAGE_SIZE, IMAGE_SIZE))} if ("", STEM) in found else {}
+    return first | {name: (kind, shapes[name]) for name, kind in replaced.items()}
+
+
+def part(name: str) -> nn.Module:
+    """A block of the reference network, its first layers, or by "" all of it."""
+    network = reference_network()
+    return FirstLayers(network) if name == FIRST_LAYERS else network.get_submodule(name)
 
 
 def subject(
     block: str, shape: tuple[int, ...], batch: int, dtype: torch.dtype, device: torch.device
 ) -> Subject:
-    """A block by its name, or the network by "", fused against folded."""
-    module = reference_network().get_submodule(block)
+    """A part of the network, fused against folded."""
+    module = part(block)
     plain = copy.deepcopy(module).to(device=device, dtype=dtype)
     images = testing.channels_last(testing.random_tensor((batch, *shape), dtype, device, 1.0, 0))
 
