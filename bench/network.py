@@ -21,7 +21,7 @@ from bench.harness import Case, Subject
 from fused_inception import fuse, report, testing
 from fused_inception.models import inception_v3
 from fused_inception.models.inception_v3 import InceptionV3
-from fused_inception.stem import STEM
+from fused_inception.stem import STEM, STEM_LAYERS
 
 NAME = "network"
 FIRST_LAYERS = "stem"
@@ -55,6 +55,12 @@ class FirstLayers(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 192, P, Q)."""
         return self.network._stem(images)
+
+    def drop_the_rest(self) -> None:
+        """Leave only what runs, so that only its parameters count."""
+        for name, _ in list(self.network.named_children()):
+            if name not in STEM_LAYERS:
+                delattr(self.network, name)
 
 
 @functools.cache
@@ -100,7 +106,10 @@ def subject(
     original = cast("Any", copy.deepcopy(module)).to(
         device=device, dtype=torch.float32, memory_format=torch.contiguous_format
     )
-    return Subject(images, {"fused": fuse(plain)}, {}, peers.fold(plain), original.eval(), oracle)
+    folded, fused = peers.fold(plain), fuse(plain)
+    if isinstance(folded, FirstLayers):
+        folded.drop_the_rest()
+    return Subject(images, {"fused": fused}, {}, folded, original.eval(), oracle)
 
 
 def cases(batch: int, dtype: str, quick: bool) -> list[Case]:

@@ -25,7 +25,7 @@ from fused_inception.recognize import StandIn, calls_in_a_row
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["STEM", "RunsStem", "fuse_stem", "network_class", "stem_parts"]
+__all__ = ["STEM", "STEM_LAYERS", "RunsStem", "fuse_stem", "network_class", "stem_parts"]
 
 # The kind of block, in `FUSED_BLOCKS` and in reports.
 STEM = "inception_stem"
@@ -47,7 +47,7 @@ _PARTS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("Conv2d_4a_3x3", _UNIT, _conv(1, 0)),
     ("maxpool2", "max_pool2d", _HALVING),
 )
-_NAMES = tuple(name for name, _, _ in _PARTS)
+STEM_LAYERS = tuple(name for name, _, _ in _PARTS)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
@@ -106,7 +106,7 @@ class _BehindStem:
         self._network = network
 
     def __getattr__(self, name: str) -> Any:
-        return _pass_on if name in _NAMES else getattr(self._network, name)
+        return _pass_on if name in STEM_LAYERS else getattr(self._network, name)
 
 
 def _pass_on(x: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ def fuse_stem(network: nn.Module) -> bool:
         subclass = InceptionV3RunsStem
     elif (kind.__module__, kind.__qualname__) == _TORCHVISION:
         subclass = _torchvision_subclass()
-        if not calls_in_a_row(network, _NAMES):
+        if not calls_in_a_row(network, STEM_LAYERS):
             return False
     else:
         return False
