@@ -388,11 +388,18 @@ def test_heads_are_drawn_smaller(make):
     assert model.Mixed_6b.branch1x1.conv.weight.std().item() == pytest.approx(0.1, rel=0.02)
 
 
-@pytest.mark.parametrize("image_size", [299, 79])
+def assert_close(fused, model, x, tolerance):
+    with torch.no_grad():
+        expected, actual = model(x), fused(x)
+    assert not torch.equal(actual, expected)  # or the same code would have run twice
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("image_size", IMAGE_SIZES)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_fused_networks_agree_to_rounding(name, image_size):
-    torch.manual_seed(0)
-    model = enliven(NETWORKS[name](**SMALL, image_size=image_size, aux_logits=2)).double().eval()
+    model = narrow(name, image_size, 2, "batch_norm").eval()
     fused = fuse(model)
     found = dict(report(fused).replaced)
     assert not report(fused).skipped
@@ -415,13 +422,15 @@ def test_fused_networks_agree_to_rounding(name, image_size):
         if isinstance(module, BasicConv2d) and not path.startswith(inside)
     }
     assert found.keys() - blocks.keys() - layers.keys() == units
-    x = images(2, SMALLEST[name, image_size][0] + 4).double()
-    with torch.no_grad():
-        expected, actual = model(x), fused(x)
-    assert not torch.equal(actual, expected)  # or the same code would have run twice
-    scale = expected.abs().max().item()
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12 * scale)
+    assert_close(fused, model, images(2, SMALLEST[name, image_size][0] + 4).double(), 1e-12)
     assert fused.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_error_of_fused_networks_in_float32(name):
+    torch.manual_seed(0)
+    model = enliven(NETWORKS[name](**SMALL)).eval()
+    assert_close(fuse(model), model, images(2, 79), 2e-5)
 
 
 def test_weights_go_out_and_in(tmp_path):
