@@ -1,0 +1,1 @@
+"""A package, so that no other `tests` among what is installed takes its place (torch-fidelity has one)."""
