@@ -1,1 +1,1 @@
-"""A package, so that no other `tests` among what is installed takes its place (torch-fidelity has one)."""
+"""A package, so that torch-fidelity's own `tests` does not take its place where it is installed."""
