@@ -1,11 +1,14 @@
 """The subcommand `cost`: its figures against closed forms, its output, and the page with it."""
 
 import importlib.util
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 pytest.importorskip("rich")
 
@@ -13,7 +16,16 @@ from fused_inception.analysis import analyze
 from fused_inception.cli import main
 from fused_inception.cli.cost import collect, depth, markdown
 from fused_inception.cli.main import COST_PARTS
-from fused_inception.models import inception_v2, inception_v3
+from fused_inception.models import (
+    AsymmetricInception,
+    InceptionA,
+    InceptionBlocks,
+    InceptionV2,
+    InceptionV3,
+    SymmetricInception,
+    inception_v2,
+    inception_v3,
+)
 from fused_inception.models.torchvision_import import import_torchvision
 
 PAGE = Path(__file__).parents[1] / "docs" / "paper.md"
@@ -133,13 +145,151 @@ def test_networks_are_those_that_are_built(info):
     assert all(two - one == 3_326_696 for one, two in sizes)
 
 
+def test_the_grids_make_up_the_networks(info):
+    macs = {row["name"]: row["macs"] for row in info["networks"] if row["image_size"] == 299}
+    found = {row["name"]: row["macs"] for row in info["grids"]}
+    assert {name: sum(grids.values()) for name, grids in found.items()} == macs
+    three = found["inception_v3"]
+    assert list(three) == ["in front", "35×35", "35 → 17", "17×17", "17 → 8", "8×8", "classifier"]
+    assert three["in front"] == sum(
+        grid * grid * weights
+        for grid, weights in (
+            (149, 3 * 32 * 9),
+            (147, 32 * 32 * 9 + 32 * 64 * 9),
+            (73, 64 * 80),
+            (71, 80 * 192 * 9),
+        )
+    )
+    assert three["35 → 17"] == 17 * 17 * 9 * (288 * 384 + 96 * 96) + 35 * 35 * 64 * (288 + 864)
+    assert three["classifier"] == 2048 * 1000
+
+
+def test_the_differences_lead_from_one_network_to_the_other(info):
+    macs = {row["name"]: row["macs"] for row in info["networks"] if row["image_size"] == 299}
+    chain = [row for row in info["differences"] if not row["alone"]]
+    totals = [row["total"] for row in chain]
+    assert totals[0] == macs["inception_v3"]
+    assert totals[4:] == [macs["inception_v2"], macs["inception_v2, 7×7 first"]]
+    assert [row["macs"] for row in chain[1:]] == [
+        after - before for before, after in itertools.pairwise(totals)
+    ]
+    # By hand: 48 to 64 channels in three modules; a module that is 192 wide; 7×7 and three 3×3.
+    assert chain[3]["macs"] == -3 * 35 * 35 * 48 * 64 * (25 - 9)
+    assert chain[4]["macs"] == 17 * 17 * (768 * 768 + 6 * 7 * 192 * 192)
+    three = 149 * 149 * 3 * 32 + 147 * 147 * (32 * 32 + 32 * 64)
+    assert chain[5]["macs"] == 147 * 147 * 3 * 64 * 49 - 9 * three
+
+
+def test_what_would_change_v3_is_counted_from_it(info):
+    alone = {row["what"]: row for row in info["differences"] if row["alone"]}
+    three = info["differences"][0]["total"]
+    assert all(row["total"] - three == row["macs"] for row in alone.values())
+    narrower = (
+        17
+        * 17
+        * sum(
+            4 * 768 * (m - 128) // 2 + 7 * 4 * (m * m - 128 * 128) + 7 * 2 * 192 * (m - 128)
+            for m in (160, 160, 192)
+        )
+    )
+    assert alone["all pairs 128 wide at 17×17"]["macs"] == -narrower
+    pairs = sum(4 * m * m + 2 * m * 192 for m in (128, 160, 160, 192)) + 2 * 192 * 192
+    assert alone["1×3 and 3×1 for all 1×7 and 7×1"]["macs"] == -17 * 17 * 4 * pairs
+    assert alone["without the classifier"]["macs"] == -2048 * 1000
+    assert alone["with an auxiliary head"]["macs"] == 25 * 768 * 128 + 128 * 768 * 25 + 768 * 1000
+
+
+def test_products_with_padding_are_those_that_ones_do_not_reach(info):
+    total = 2048 * 1000
+
+    def add(conv, args, output):
+        nonlocal total
+        ones = torch.ones(1, 1, *args[0].shape[2:], device="cpu")
+        taps = torch.ones(1, 1, *conv.kernel_size, device="cpu")
+        reached = F.conv2d(ones, taps, None, conv.stride, conv.padding).double().sum()
+        total += conv.in_channels * conv.out_channels * int(reached)
+
+    with torch.device("meta"):
+        model = inception_v3(init_weights=False, aux_logits=0).eval()
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(add)
+        model(torch.empty(1, 3, 299, 299))
+    (row,) = (row for row in info["differences"] if "padding" in row["what"])
+    assert row["total"] == total
+
+
+class Table1WithoutItsLast(InceptionV2):
+    """In front table 1's layers but the last; at 35×35 the channels of V3."""
+
+    _POOL_FEATURES = InceptionV3._POOL_FEATURES
+
+    def _add_stem(self, conv):
+        super()._add_stem(conv)
+        self.Conv2d_4b_3x3 = nn.Identity()
+        return 192
+
+
+FRONTS = {"V3": InceptionV3, "table 1 without its last": Table1WithoutItsLast}
+FRONTS["table 1"] = InceptionV2
+GRIDS_35 = {"5×5": InceptionA, "figure 5": SymmetricInception}
+
+
+def billions_of(row, width, n=7, **options):
+    """What the network of a row has with this width, built and counted."""
+    network = FRONTS[row["front"]]
+    wide = {"_CHANNELS_17": (width,) * row["modules_17"]}
+
+    def module_17(in_channels, mid, **arguments):
+        return AsymmetricInception(in_channels, mid, n, **arguments)
+
+    blocks = InceptionBlocks(a=GRIDS_35[row["grid_35"]], c=module_17)
+    with torch.device("meta"):
+        model = type(network.__name__, (network,), wide)(
+            init_weights=False, aux_logits=0, blocks=blocks, **options
+        )
+        reduction = model.Mixed_7a
+        if n == 3:
+            reduction.branch7x7x3_2.conv = nn.Conv2d(192, 192, (1, 3), padding=(0, 1))
+            reduction.branch7x7x3_3.conv = nn.Conv2d(192, 192, (3, 1), padding=(1, 0))
+        return analyze(model.eval(), torch.empty(1, 3, 299, 299)).total.macs / 1e9
+
+
+@pytest.mark.parametrize("index", [0, 7, 10])
+def test_the_widths_are_those_of_networks_that_have_the_paper_s_figures(info, index):
+    assert len(info["widths"]) == 12
+    row = info["widths"][index]
+    low, high = row["after"]
+    assert billions_of(row, low - 1) < 4.75 < billions_of(row, low)
+    assert billions_of(row, high) < 4.85 < billions_of(row, high + 1)
+    for key, n in (("before_front", 7), ("before_all", 3)):
+        if row["front"] == "V3" or row[key] is None:
+            continue  # there is no V3 with a 7×7 in front
+        low, high = row[key]
+        assert billions_of(row, low, n, stem="7x7") > 3.75
+        assert (
+            billions_of(row, high, n, stem="7x7") < 3.85 < billions_of(row, high + 1, n, stem="7x7")
+        )
+
+
+def test_no_width_gives_both_figures_where_the_first_layer_alone_is_factorized(info):
+    assert not any(row["both_front"] for row in info["widths"])
+    both = [row for row in info["widths"] if row["both_all"]]
+    assert {row["front"] for row in both} == {"table 1 without its last"}
+    for row in both:
+        assert row["after"][0] <= row["both_all"][0] <= row["both_all"][1] <= row["after"][1]
+    (claim,) = (row for row in info["claims"] if "adds 1.0 billion" in row["claim"])
+    ends = [end for row in both for end in row["both_all"]]
+    assert f"{min(ends)} to {max(ends)}" in claim["difference"]
+
+
 def test_torchvision_publishes_what_the_claims_say_it_does(info):
     (claim,) = (row for row in info["claims"] if row["section"] == "abstract, table 3")
     if importlib.util.find_spec("torchvision") is None:
         pytest.skip("torchvision is not installed")
     theirs = import_torchvision().models
     for weights, said in (
-        (theirs.Inception_V3_Weights, "{} for its V3"),
+        (theirs.Inception_V3_Weights, "too has {} for its V3"),
         (theirs.GoogLeNet_Weights, "{} for GoogLeNet"),
     ):
         assert said.format(weights.DEFAULT.meta["_ops"]) in claim["difference"]

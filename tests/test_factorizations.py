@@ -65,11 +65,6 @@ MODULES = {
     "figure 10, 35": (lambda: InceptionB(CHANNELS), (480 + CHANNELS, 4, 3)),
     "figure 10, 17": (lambda: InceptionD(CHANNELS), (512 + CHANNELS, 4, 3)),
 }
-HEADS = {
-    "batch_norm": lambda: InceptionAux(CHANNELS, 5),
-    "dropout": lambda: InceptionAuxDropout(CHANNELS, 5),
-    "none": lambda: InceptionAuxDropout(CHANNELS, 5, dropout=0.0),
-}
 
 
 def enliven(module):
@@ -102,25 +97,65 @@ def test_shape(name):
             assert module(x).shape == (batch, channels, rows, columns)
 
 
+def narrow_conv(in_channels, out_channels, **options):
+    # Widths at which a finite difference for every single weight is cheap.
+    narrowed = (
+        width if width < 32 else max(1, width // 128) for width in (in_channels, out_channels)
+    )
+    return BasicConv2d(*narrowed, **options)
+
+
+def narrow_head(make, **options):
+    head = make(1, 2, conv_block=narrow_conv, **options)
+    head.fc = nn.Linear(6, 2)
+    if isinstance(head.conv1, nn.Conv2d):
+        head.conv1 = nn.Conv2d(1, 6, 5)
+    return head
+
+
+# Every module, and the channels and grid of what it is called on.
+NARROW = {
+    "unit": (lambda: BasicConv2d(2, 3, kernel_size=3), (2, 3, 4)),
+    "linear unit": (lambda: LinearConv2d(2, 3, kernel_size=3), (2, 3, 4)),
+    "symmetric": (lambda: SymmetricFactors(2, 3), (2, 3, 4)),
+    "symmetric 7": (lambda: SymmetricFactors(2, 3, 7), (2, 3, 4)),
+    "symmetric, linear": (lambda: SymmetricFactors(2, 3, mid_block=LinearConv2d), (2, 3, 4)),
+    "asymmetric": (lambda: AsymmetricFactors(2, 3), (2, 3, 4)),
+    "asymmetric 3": (lambda: AsymmetricFactors(2, 3, 3), (2, 3, 4)),
+    "asymmetric, linear": (lambda: AsymmetricFactors(2, 3, mid_block=LinearConv2d), (2, 3, 4)),
+    "convolve, pool": (lambda: ConvThenPool(2, 3), (2, 5, 4)),
+    "pool, convolve": (lambda: PoolThenConv(2, 3), (2, 5, 6)),
+    "side by side": (lambda: ParallelReduction(2, 4), (2, 5, 4)),
+    "figure 4": (lambda: OriginalInception(2, 32, narrow_conv), (2, 3, 4)),
+    "figure 5": (lambda: SymmetricInception(2, 32, narrow_conv), (2, 3, 4)),
+    "V3's figure 5": (lambda: InceptionA(2, 32, narrow_conv), (2, 3, 4)),
+    "figure 6, 3": (lambda: AsymmetricInception(2, 2, 3, narrow_conv), (2, 3, 4)),
+    "figure 6, 7": (lambda: AsymmetricInception(2, 2, 7, narrow_conv), (2, 3, 4)),
+    "V3's figure 6": (lambda: InceptionC(2, 2, narrow_conv), (2, 3, 4)),
+    "figure 7": (lambda: InceptionE(2, narrow_conv), (2, 3, 2)),
+    "figure 10, 35": (lambda: InceptionB(2, narrow_conv), (2, 5, 4)),
+    "figure 10, 17": (lambda: InceptionD(2, narrow_conv), (2, 5, 4)),
+    "head, batch_norm": (lambda: narrow_head(InceptionAux), (1, 17, 17)),
+    "head, dropout": (lambda: narrow_head(InceptionAuxDropout), (1, 17, 17)),
+    "head, none": (lambda: narrow_head(InceptionAuxDropout, dropout=0.0), (1, 17, 17)),
+}
+
+
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
-@pytest.mark.parametrize("name", [*MODULES, *HEADS])
+@pytest.mark.parametrize("name", NARROW)
 def test_gradcheck(name, training):
-    """Against finite differences along a direction drawn for each of input and parameters."""
-    size = (17, 18) if name in HEADS else (3, 4)
-    make = HEADS[name] if name in HEADS else MODULES[name][0]
+    """Of every element of the input and of every parameter, each by itself."""
+    make, size = NARROW[name]
     module = enliven(make()).double().train(training)
-    if name == "dropout":
-        module.dropout.p = 0.0  # its mask would be another one at each evaluation
     names, values = zip(*module.named_parameters(), strict=True)
 
     def forward(x, *parameters):
+        torch.manual_seed(3)  # the same dropout
         return functional_call(module, dict(zip(names, parameters, strict=True)), (x,))
 
-    x = images(2, CHANNELS, *size).requires_grad_()
-    torch.manual_seed(3)
+    x = images(2 if training else 1, *size).requires_grad_()
     # That a missing gradient counts as zeros is autograd's business.
-    options = {"fast_mode": True, "check_undefined_grad": False}
-    assert torch.autograd.gradcheck(forward, (x, *values), **options)
+    assert torch.autograd.gradcheck(forward, (x, *values), check_undefined_grad=False)
 
 
 def relu_conv(x, unit, *, linear=False):

@@ -6,7 +6,9 @@ V3 with torchvision's options is in test_models.py. Left out: training to an acc
 import copy
 import math
 import pickle
+from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -23,12 +25,15 @@ from fused_inception.models import (
     InceptionLoss,
     InceptionOutputs,
     InceptionTwoAuxOutputs,
+    InceptionV2,
+    InceptionV3,
     LabelSmoothingLoss,
     WeightsError,
     inception_v2,
     inception_v3,
     ladder,
 )
+from fused_inception.models.inception_v3 import blocks_with_aux
 
 SMALL = {"num_classes": 7, "init_weights": False}
 NETWORKS = {
@@ -271,38 +276,76 @@ def test_the_smallest_images_are_taken_and_smaller_ones_refused(name, image_size
                     model(small)
 
 
+def narrow_conv(in_channels, out_channels, **options):
+    # A sixteenth of every width, which leaves all of them whole; images keep their channels.
+    narrowed = in_channels if in_channels == 3 else in_channels // 16
+    return BasicConv2d(narrowed, out_channels // 16, **options)
+
+
+def narrow(name, image_size, heads, aux_regularizer):
+    """The network with a sixteenth of its channels, in float64."""
+    network = InceptionV3 if name == "v3" else InceptionV2
+    options = {"stem": "7x7"} if name == "v2, 7x7" else {}
+    blocks = replace(network.default_blocks(), basic_conv=narrow_conv)
+    model = network(
+        **SMALL,
+        aux_logits=heads,
+        image_size=image_size,
+        blocks=blocks_with_aux(blocks, aux_regularizer, heads),
+        **options,
+    )
+    model.fc = nn.Linear(128, 7)
+    for head in (model.AuxLogits, model.LowerAuxLogits):
+        if head is not None:
+            head.fc = nn.Linear(48, 7)
+            if aux_regularizer != "batch_norm":
+                head.conv1 = nn.Conv2d(8, 48, 5)
+    return enliven(model).double()
+
+
 @pytest.mark.parametrize(
-    ("name", "heads", "aux_regularizer"),
-    [
-        ("v3", 0, "batch_norm"),
-        ("v3", 1, "dropout"),
-        ("v3", 2, "none"),
-        ("v2", 0, "batch_norm"),
-        ("v2", 1, "none"),
-        ("v2", 2, "batch_norm"),
-        ("v2, 7x7", 2, "dropout"),
-    ],
+    ("heads", "aux_regularizer"),
+    [(0, "batch_norm"), *product((1, 2), ("batch_norm", "dropout", "none"))],
 )
-def test_training_gives_every_parameter_a_gradient(name, heads, aux_regularizer):
-    """Each option with another; every head by itself is in test_factorizations.py."""
-    torch.manual_seed(0)
-    options = {"aux_logits": heads, "aux_regularizer": aux_regularizer, "image_size": 79}
-    model = enliven(NETWORKS[name](**SMALL, **options))
-    output = model(images(2, 79))
-    expected = [torch.Tensor, InceptionOutputs, InceptionTwoAuxOutputs][heads]
-    assert type(output) is expected
-    logits = [output] if heads == 0 else list(output)
-    assert len(logits) == heads + 1
-    assert all(part.shape == (2, 7) for part in logits)
-    loss = InceptionLoss(LabelSmoothingLoss())
-    loss(output, torch.tensor([1, 5])).backward()
+@pytest.mark.parametrize("image_size", IMAGE_SIZES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_gradient_of_training_is_that_of_finite_differences(
+    name, image_size, heads, aux_regularizer
+):
+    """Along a direction drawn for all parameters; every one of them has a gradient."""
+    model = narrow(name, image_size, heads, aux_regularizer)
+    criterion = InceptionLoss(LabelSmoothingLoss())
+    x, labels = images(2, image_size).double(), torch.tensor([1, 5])
+
+    def output():
+        torch.manual_seed(0)  # the same dropout
+        return model(x)
+
+    logits = output()
+    assert type(logits) is [torch.Tensor, InceptionOutputs, InceptionTwoAuxOutputs][heads]
+    for part in [logits] if heads == 0 else logits:
+        assert part.shape == (2, 7)
+    criterion(logits, labels).backward()
+    expected, directions = 0.0, []
+    generator = torch.Generator().manual_seed(3)
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None, parameter_name
-        assert parameter.grad.isfinite().all(), parameter_name
         assert parameter.grad.any(), parameter_name
+        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        directions.append(direction / direction.numel() ** 0.5)
+        expected += (directions[-1] * parameter.grad).sum().item()
+
+    # Further apart, the two would lie on other sides of some ReLU.
+    step, losses = 1e-10, []
+    with torch.no_grad():
+        for by in (step, -2 * step):
+            for parameter, direction in zip(model.parameters(), directions, strict=True):
+                parameter.add_(direction, alpha=by)
+            losses.append(criterion(output(), labels).item())
+    assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(expected, rel=2e-3)
     model.eval()
     with torch.no_grad():
-        assert type(model(images(2, 79))) is torch.Tensor
+        assert type(model(x)) is torch.Tensor
 
 
 def test_each_head_is_on_its_own_module():
@@ -345,11 +388,18 @@ def test_heads_are_drawn_smaller(make):
     assert model.Mixed_6b.branch1x1.conv.weight.std().item() == pytest.approx(0.1, rel=0.02)
 
 
-@pytest.mark.parametrize("image_size", [299, 79])
+def assert_close(fused, model, x, tolerance):
+    with torch.no_grad():
+        expected, actual = model(x), fused(x)
+    assert not torch.equal(actual, expected)  # or the same code would have run twice
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("image_size", IMAGE_SIZES)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_fused_networks_agree_to_rounding(name, image_size):
-    torch.manual_seed(0)
-    model = enliven(NETWORKS[name](**SMALL, image_size=image_size, aux_logits=2)).double().eval()
+    model = narrow(name, image_size, 2, "batch_norm").eval()
     fused = fuse(model)
     found = dict(report(fused).replaced)
     assert not report(fused).skipped
@@ -372,13 +422,15 @@ def test_fused_networks_agree_to_rounding(name, image_size):
         if isinstance(module, BasicConv2d) and not path.startswith(inside)
     }
     assert found.keys() - blocks.keys() - layers.keys() == units
-    x = images(2, SMALLEST[name, image_size][0] + 4).double()
-    with torch.no_grad():
-        expected, actual = model(x), fused(x)
-    assert not torch.equal(actual, expected)  # or the same code would have run twice
-    scale = expected.abs().max().item()
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12 * scale)
+    assert_close(fused, model, images(2, SMALLEST[name, image_size][0] + 4).double(), 1e-12)
     assert fused.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_error_of_fused_networks_in_float32(name):
+    torch.manual_seed(0)
+    model = enliven(NETWORKS[name](**SMALL)).eval()
+    assert_close(fuse(model), model, images(2, 79), 2e-5)
 
 
 def test_weights_go_out_and_in(tmp_path):
@@ -538,6 +590,22 @@ def test_the_loss_adds_each_head_by_its_weight():
     )
     torch.testing.assert_close(loss(InceptionOutputs(logits, None), labels), alone(logits))
     assert InceptionLoss(nn.CrossEntropyLoss()).aux_weight == 0.4
+
+
+@pytest.mark.parametrize("heads", [0, 1, 2])
+def test_gradcheck_of_the_loss(heads):
+    """Of the logits and of each head's; that of the criterion is in test_label_smoothing.py."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1 + heads, 3, 5, generator=generator, dtype=torch.float64)
+    criterion = InceptionLoss(LabelSmoothingLoss(), aux_weight=0.3)
+    outputs = [lambda x: x, InceptionOutputs, InceptionTwoAuxOutputs][heads]
+
+    def loss(*parts):
+        return criterion(outputs(*parts), torch.tensor([0, 4, 2]))
+
+    parts = tuple(part.clone().requires_grad_() for part in logits)
+    assert torch.autograd.gradcheck(loss, parts)
+    assert torch.autograd.gradgradcheck(loss, parts)
 
 
 @pytest.mark.parametrize(

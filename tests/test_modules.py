@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 
 from fused_inception.folding import channels_last_copy, check_conv2d, fold_batch_norm
 from fused_inception.modules import Conv2dAct, FactorizedConv2d, GridReduction, SplitConv2d
@@ -73,6 +74,19 @@ def modules(**options):
 
 
 NAMES = list(modules())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradcheck(name):
+    """Of the input and of the parameters that the module registers."""
+    module, channels = modules(dtype=torch.float64)[name]
+    names, values = zip(*module.named_parameters(), strict=True)
+
+    def forward(x, *parameters):
+        return functional_call(module, dict(zip(names, parameters, strict=True)), (x,))
+
+    x = images(channels, 4, 3).requires_grad_()
+    assert torch.autograd.gradcheck(forward, (x, *values), check_undefined_grad=False)
 
 
 # Folding

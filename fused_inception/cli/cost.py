@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from fused_inception.analysis import Analysis, Cost, analyze
+from fused_inception.analysis import Analysis, Cost
 from fused_inception.cli.main import (
     COST_PARTS,
     STDOUT,
@@ -21,6 +21,16 @@ from fused_inception.cli.main import (
     make_console,
     print_table,
     write_json,
+)
+from fused_inception.cli.table_3 import (
+    AFTER,
+    BEFORE,
+    GRIDS,
+    NETWORKS,
+    Counter,
+    differences,
+    grids,
+    widths,
 )
 from fused_inception.models import (
     AsymmetricFactors,
@@ -39,11 +49,9 @@ from fused_inception.models import (
     SymmetricFactors,
     SymmetricInception,
     convolution_cost,
-    inception_v2,
-    inception_v3,
     two_layer_cost,
 )
-from fused_inception.models.inception_v3 import IMAGE_SIZES, InceptionNetwork
+from fused_inception.models.inception_v3 import IMAGE_SIZES
 
 # What the paper names, what it says of GoogLeNet, and the double.
 ALPHAS = (1.0, 1.5, 2.0)
@@ -119,12 +127,15 @@ def collect(
     Returns:
         A dict of what JSON can hold, with the key "settings" and one for each part.
     """
-    count = _Counter(batch, dtype)
-    collectors: dict[str, Callable[[_Counter], list[dict[str, Any]]]] = {
+    count = Counter(batch, dtype)
+    collectors: dict[str, Callable[[Counter], list[dict[str, Any]]]] = {
         "factorizations": partial(_factorizations, alphas=alphas),
         "reductions": _reductions,
         "modules": _modules,
         "networks": _networks,
+        "grids": grids,
+        "differences": differences,
+        "widths": widths,
         "claims": _claims,
     }
     info: dict[str, Any] = {
@@ -151,23 +162,6 @@ def depth(analysis: Analysis) -> int:
     return max(depths.values())
 
 
-class _Counter:
-    # Counts modules made on the meta device.
-
-    def __init__(self, batch: int, dtype: torch.dtype) -> None:
-        self.batch = batch
-        self._dtype = dtype
-
-    def analysis(self, make: Callable[[], nn.Module], channels: int, grid: int) -> Analysis:
-        with torch.device("meta"):
-            module = make().to(self._dtype).eval()
-            return analyze(module, torch.empty(self.batch, channels, grid, grid, dtype=self._dtype))
-
-    def __call__(self, make: Callable[[], nn.Module], channels: int, grid: int) -> Cost:
-        # As the only block of a sequence: fused as a whole.
-        return self.analysis(lambda: nn.Sequential(make()), channels, grid).total
-
-
 def _cost(cost: Cost) -> dict[str, int]:
     return {
         "parameters": cost.parameters,
@@ -181,7 +175,7 @@ def _saved(before: float, after: float) -> float:
     return 1 - after / before
 
 
-def _factorizations(count: _Counter, alphas: Sequence[float] = ALPHAS) -> list[dict[str, Any]]:
+def _factorizations(count: Counter, alphas: Sequence[float] = ALPHAS) -> list[dict[str, Any]]:
     def square(n: int, in_channels: int, out_channels: int) -> nn.Module:
         return _conv(in_channels, out_channels, n, padding=n // 2)
 
@@ -256,7 +250,7 @@ def _factorizations(count: _Counter, alphas: Sequence[float] = ALPHAS) -> list[d
     return rows
 
 
-def _reductions(count: _Counter) -> list[dict[str, Any]]:
+def _reductions(count: Counter) -> list[dict[str, Any]]:
     d, k = 35, 288
     small = (d - 1) // 2
     ways = (
@@ -283,7 +277,7 @@ def _reductions(count: _Counter) -> list[dict[str, Any]]:
     return rows
 
 
-def _modules(count: _Counter) -> list[dict[str, Any]]:
+def _modules(count: Counter) -> list[dict[str, Any]]:
     entries: list[tuple[str, str, Callable[[], nn.Module], int, int]] = [
         ("OriginalInception", "figure 4", partial(OriginalInception, 288, 64), 288, 35),
         ("SymmetricInception", "figure 5", partial(SymmetricInception, 288, 64), 288, 35),
@@ -341,25 +335,24 @@ def _modules(count: _Counter) -> list[dict[str, Any]]:
     return rows
 
 
-# Name, how to make it, the paper's billions of multiply-adds, and where it has them.
-_NETWORKS: tuple[tuple[str, Callable[..., InceptionNetwork], float, str], ...] = (
-    ("inception_v2, 7×7 first", partial(inception_v2, stem="7x7"), 3.8, "table 3, Inception-v2"),
-    ("inception_v2", inception_v2, 4.8, "table 3, + factorized 7×7 = Inception-v3"),
-    ("inception_v3", inception_v3, 4.8, "table 3, Inception-v3"),
-)
+# The paper's billions of multiply-adds, and where it has them.
+_PAPER = {
+    "inception_v2, 7×7 first": (BEFORE, "table 3, Inception-v2"),
+    "inception_v2": (AFTER, "table 3, + factorized 7×7 = Inception-v3"),
+    "inception_v3": (AFTER, "table 3, Inception-v3"),
+}
 
 
-def _networks(count: _Counter) -> list[dict[str, Any]]:
+def _networks(count: Counter) -> list[dict[str, Any]]:
     rows = []
-    for name, make, paper, where in _NETWORKS:
+    for name, make in NETWORKS.items():
         for size in IMAGE_SIZES:
-            found = count.analysis(
-                partial(make, init_weights=False, aux_logits=0, image_size=size), 3, size
-            )
+            found = count.network(name, size)
             with torch.device("meta"):
                 heads = [
                     make(init_weights=False, aux_logits=aux, image_size=size) for aux in (1, 2)
                 ]
+            paper, where = _PAPER[name] if size == 299 else (None, None)
             rows.append(
                 {
                     "name": name,
@@ -370,14 +363,14 @@ def _networks(count: _Counter) -> list[dict[str, Any]]:
                         for model in heads
                     ],
                     "depth": depth(found),
-                    "paper_billion_macs": paper if size == 299 else None,
-                    "paper_where": where if size == 299 else None,
+                    "paper_billion_macs": paper,
+                    "paper_where": where,
                 }
             )
     return rows
 
 
-def _claims(count: _Counter) -> list[dict[str, Any]]:
+def _claims(count: Counter) -> list[dict[str, Any]]:
     factors = {(row["name"], row["alpha"]): row for row in _factorizations(count)}
     ways = {row["formula"]: row for row in _reductions(count)}
     modules = {row["name"]: row for row in _modules(count)}
@@ -403,9 +396,18 @@ def _claims(count: _Counter) -> list[dict[str, Any]]:
     )
     v3, v2 = networks["inception_v3", 299], networks["inception_v2", 299]
     stems = billions("inception_v2") - billions("inception_v2, 7×7 first")
-    table_3 = (
-        "not explained by what is counted: the text of the paper gives neither the widths inside "
-        "its modules nor how it counts. These are V3's widths."
+    changed = {row["what"]: row for row in differences(count)}
+    asymmetric = -changed["1×3 and 3×1 for all 1×7 and 7×1"]["macs"] / 1e9
+    inside = changed["without the products with padding"]["total"] / 1e9
+    possible = widths(count)
+
+    def span(key: str) -> str:
+        found = [row[key] for row in possible if row[key] is not None]
+        return f"{min(low for low, _ in found)} to {max(high for _, high in found)}"
+
+    silent = (
+        "The text gives no widths inside its modules; these are V3's. With one width for all pairs "
+        "at 17×17 and all else known, it would be "
     )
     return [
         _claim(
@@ -459,14 +461,28 @@ def _claims(count: _Counter) -> list[dict[str, Any]]:
             "42 layers deep",
             f"inception_v2 {v2['depth']}, inception_v3 {v3['depth']}",
             "the paper does not say how it counts; here every convolution and the linear layer on "
-            "the longest way from image to logits is one",
+            "the longest way from image to logits is one. With a pair as one layer it is "
+            f"{v2['depth'] - 11} and {v3['depth'] - 9}: 42 are the convolutions of inception_v2",
+        ),
+        _claim(
+            "6",
+            "“only about 2.5” times the cost of GoogLeNet, of the network of table 1, whose first "
+            "7×7 is factorized",
+            f"inception_v2 {billions('inception_v2'):.2f}, {billions('inception_v2') / 1.5:.1f} "
+            "times the 1.5 billion of table 3",
+            f"2.5·1.5 is the {BEFORE} of table 3 from before that factorization, which has "
+            f"{AFTER} = 3.2·1.5 with it: the paper's two figures for this network are 1.0 billion "
+            "apart",
         ),
         _claim(
             "6, table 1",
             "the last 3×3 goes from 35×35×192 to 35×35×288 and is not marked as padded",
             "padded in inception_v2",
             "without padding it would leave 33×33. inception_v3 has a 1×1 in place of the first "
-            "3×3 behind the pool, a second max pool in place of the stride, and no such layer",
+            "3×3 behind the pool, a second max pool in place of the stride, and no such layer: "
+            "table 1 is mistaken there, says the README of "
+            "GoogleCloudPlatform/keras-idiomatic-programmer (zoo/inception), after asking two of "
+            "the authors, who call their published code the best reference",
         ),
         _claim(
             "6, text",
@@ -493,25 +509,33 @@ def _claims(count: _Counter) -> list[dict[str, Any]]:
         ),
         _claim(
             "table 3",
-            "Inception-v2, before factorizing the 7×7: 3.8 billion multiply-adds",
+            f"Inception-v2, before factorizing the 7×7: {BEFORE} billion multiply-adds",
             f"inception_v2, 7×7 first: {billions('inception_v2, 7×7 first'):.2f}",
-            table_3,
+            f"{silent}{span('before_front')}, by what is in front and at 35×35",
         ),
         _claim(
             "table 3",
-            "factorizing the 7×7 adds 1.0 billion",
+            f"factorizing the 7×7 adds {AFTER - BEFORE:.1f} billion",
             f"{stems:.2f} billion more",
             "the factors cost more than the 7×7: they are three, two of them see 32 channels, not "
-            "3, and all run on the large grid. The paper says that this step “includes” the "
-            "factorization, so there may be more in it",
+            "3, and all run on the large grid. Table 1 has them whole, so this holds whatever the "
+            "widths inside the modules are, for a 7×7 like GoogLeNet's (64 filters, stride 2): "
+            "there must be more in a step between 0.9 and 1.1, of which the paper says that it "
+            "“includes” the first layer. With 1×3 and 3×1 before it for all 1×7 and 7×1 it is "
+            f"{stems + asymmetric:.2f} in V3's widths; then one width, {span('both_all')} by what "
+            f"else there is, gives {BEFORE} and {AFTER} at once, if what is in front is table 1's "
+            "without its last 3×3. With the first layer alone no width does",
         ),
         _claim(
             "abstract, table 3",
-            "Inception-v3: 5 billion, in the table 4.8",
+            f"Inception-v3: 5 billion, in the table {AFTER}",
             f"inception_v3 {billions('inception_v3'):.2f}, "
             f"inception_v2 {billions('inception_v2'):.2f}",
-            f"{table_3} torchvision publishes the same 5.713 for its V3, and 1.498 for GoogLeNet, "
-            "for which the paper has 1.5",
+            f"{silent}{span('after')}. The published network is not the one of table 3: "
+            "torchvision too has 5.713 for its V3, Zoph et al. (2017, arXiv 1707.07012, table 2) "
+            "5.72. How one counts is not the cause: torchvision's 1.498 for GoogLeNet and their "
+            "1.94 for BN-Inception, “Inception V2” there, are table 3's 1.5 and 2.0 to 0.1; "
+            f"without the products with padding V3 has {inside:.2f}",
         ),
         _claim(
             "conclusions",
@@ -521,10 +545,12 @@ def _claims(count: _Counter) -> list[dict[str, Any]]:
         ),
         _claim(
             "9",
-            "299×299, 151×151 and 79×79 cost almost the same, the last slightly less",
+            "299×299, 151×151 and 79×79 cost almost the same, the last slightly less, as a pool is "
+            "within 1 %",
             f"inception_v3: 151×151 {against_299(151)}, 79×79 {against_299(79)} MACs",
             "at 79×79 the first three convolutions give 77×77, 75×75 and 75×75, not 149×149, "
-            "147×147 and 147×147; the grid behind them is 36×36, not 35×35",
+            "147×147 and 147×147, as they have no pool behind them; the grid of the first modules "
+            "is 36×36, not 35×35",
         ),
     ]
 
@@ -554,6 +580,9 @@ def tables(info: dict[str, Any]) -> list[Table]:
         "reductions": _reduction_table,
         "modules": _module_table,
         "networks": _network_table,
+        "grids": _grid_table,
+        "differences": _difference_table,
+        "widths": _width_table,
         "claims": _claim_table,
     }
     batch, dtype = info["settings"]["batch"], info["settings"]["dtype"]
@@ -562,7 +591,7 @@ def tables(info: dict[str, Any]) -> list[Table]:
     for part in COST_PARTS:
         if part in info:
             table = writers[part](info[part])
-            if part != "claims":
+            if part not in ("differences", "widths", "claims"):
                 table = table._replace(title=f"{table.title} ({images}, {dtype})")
             found.append(table)
     return found
@@ -741,6 +770,74 @@ def _network_table(rows: list[dict[str, Any]]) -> Table:
         cells,
         "Parameters: without an auxiliary head, with one, with two; MACs, layers and MB are those "
         "of evaluation, without a head. MB fused: each direct child as one.",
+    )
+
+
+def _grid_table(rows: list[dict[str, Any]]) -> Table:
+    cells = [
+        [
+            row["name"],
+            *(f"{row['macs'][grid] / 1e9:.3f}" for grid in GRIDS),
+            f"{sum(row['macs'].values()) / 1e9:.3f}",
+        ]
+        for row in rows
+    ]
+    return Table(
+        "10⁹ MACs by grid, images of 299×299",
+        ("network", *(f">{grid}" for grid in GRIDS), ">sum"),
+        cells,
+        "35 → 17 and 17 → 8 are the grid reductions, in front is all that comes before the modules "
+        "at 35×35.",
+    )
+
+
+def _difference_table(rows: list[dict[str, Any]]) -> Table:
+    cells = [
+        [
+            ("V3 alone: " if row["alone"] else "") + row["what"],
+            f"{row['macs'] / 1e9:+.3f}" if row["macs"] else "-",
+            f"{row['total'] / 1e9:.3f}",
+        ]
+        for row in rows
+    ]
+    return Table(
+        "From one network to the other, 10⁹ MACs of one image",
+        ("change", ">adds", ">total"),
+        cells,
+        "Each row starts from the one above it; “V3 alone” starts from inception_v3.",
+    )
+
+
+def _width_table(rows: list[dict[str, Any]]) -> Table:
+    def ends(pair: list[int] | None) -> str:
+        return "-" if pair is None else " to ".join(map(str, dict.fromkeys(pair)))
+
+    keys = ("after", "before_front", "both_front", "before_all", "both_all")
+    return Table(
+        f"Widths of the pairs at 17×17 that would give table 3's {BEFORE} and {AFTER} billion",
+        (
+            "in front",
+            "35×35",
+            ">modules",
+            f">{AFTER}",
+            f">{BEFORE}, 7×7 in front",
+            ">both",
+            f">{BEFORE}, also n = 3",
+            ">both",
+        ),
+        [
+            [
+                row["front"],
+                row["grid_35"],
+                str(row["modules_17"]),
+                *(ends(row[key]) for key in keys),
+            ]
+            for row in rows
+        ],
+        "One width for all modules, from 16 to 256, that of the reduction and all else as in "
+        "Inception V3, whose own are 128, 160, 160 and 192. Before the step “factorized 7×7” there "
+        "is a 7×7 in front; under “also n = 3” moreover 1×3 and 3×1 in the place of all 1×7 and "
+        "7×1. Table 1's last layer in front is the 3×3 of 192 to 288 channels. -: no width.",
     )
 
 

@@ -29,7 +29,16 @@ EXIT_BROKEN_PIPE = 141  # ... and SIGPIPE
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 MODELS = ("reference", "torchvision", "timm:<name>", "pytorch-fid", "torch-fidelity")
-COST_PARTS = ("factorizations", "reductions", "modules", "networks", "claims")
+COST_PARTS = (
+    "factorizations",
+    "reductions",
+    "modules",
+    "networks",
+    "grids",
+    "differences",
+    "widths",
+    "claims",
+)
 STDOUT = "-"
 
 _WIDTH = 100

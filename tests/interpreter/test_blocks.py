@@ -1,6 +1,6 @@
 """The fused blocks, and networks of them, on the Triton backend, run by the interpreter.
 
-Left out: real widths (minutes here); the network has an eighth of Inception V3's channels and the
+Left out: real widths (minutes here); the network has a sixteenth of Inception V3's channels and the
 smallest image that it takes.
 """
 
@@ -41,10 +41,7 @@ def rounded(convs, dtype):
     }
 
 
-@pytest.mark.parametrize("include_pad", [True, False], ids=["pad", "no-pad"])
-@pytest.mark.parametrize("size", [(9, 8), (3, 3), (4, 17)], ids=str)
-@every_block
-def test_error_is_at_most_twice_that_of_pytorch(kind, size, include_pad, precision):
+def check_error(kind, size, include_pad, precision):
     if not include_pad and kind not in AVERAGED:
         pytest.skip("has no average pool")
     dtype, factor = precision
@@ -56,6 +53,19 @@ def test_error_is_at_most_twice_that_of_pytorch(kind, size, include_pad, precisi
     got = run(kind, x, convs, **options)
     testing.assert_within_budget(got, unfused(kind, x, convs, include_pad), oracle, factor)
     testing.assert_channels_last(got)
+
+
+@pytest.mark.parametrize("include_pad", [True, False], ids=["pad", "no-pad"])
+@every_block
+def test_error_is_at_most_twice_that_of_pytorch(kind, include_pad, precision):
+    check_error(kind, (9, 8), include_pad, precision)
+
+
+@pytest.mark.parametrize("include_pad", [True, False], ids=["pad", "no-pad"])
+@pytest.mark.parametrize("size", [(3, 3), (4, 17)], ids=str)
+@every_block
+def test_the_smallest_map_and_an_odd_one(kind, size, include_pad):
+    check_error(kind, size, include_pad, (torch.float16, 2.0))
 
 
 def whole_numbers(kind):
@@ -113,13 +123,12 @@ def test_every_element_is_written_and_nothing_else(kind, monkeypatch: pytest.Mon
 
 @every_block
 def test_launches_are_as_many_as_said(kind, monkeypatch: pytest.MonkeyPatch):
-    """One for each step, and for each pair one or two."""
+    """One for each step, and for each pair one or two: counted, not run."""
     ranges, launches = launching.image_ranges, []
 
     def counted(*args):
-        for part in ranges(*args):
-            launches.append(part)
-            yield part
+        launches.extend(ranges(*args))
+        return ()
 
     for op in ("conv2d_act", "split_conv2d", "grid_reduction", "pool2d", "factorized_conv2d"):
         module = importlib.import_module(f"fused_inception.ops.{op}.launch")
@@ -188,14 +197,13 @@ def test_auto_never_picks_the_interpreter(kind, monkeypatch: pytest.MonkeyPatch)
 @every_block
 def test_an_image_does_not_depend_on_its_batch(kind, precision):
     dtype, _ = precision
-    x, convs = images(7, dtype=dtype), make_convs(kind, dtype)
+    x, convs = images(4, dtype=dtype), make_convs(kind, dtype)
     whole = run(kind, x, convs)
-    for i in (0, 3, 6):
-        assert torch.equal(run(kind, x[i : i + 1], convs), whole[i : i + 1])
-    order = torch.tensor([3, 0, 6, 6, 1])
+    for i in (0, 3):
+        nchw = x[i : i + 1].contiguous()
+        assert torch.equal(run(kind, nchw, convs), whole[i : i + 1])
+    order = torch.tensor([3, 1, 1])
     assert torch.equal(run(kind, x[order], convs), whole[order])
-    nchw = x.contiguous()
-    assert torch.equal(run(kind, nchw, convs), whole)
 
 
 # The first layers
@@ -228,7 +236,7 @@ def test_the_first_layers_give_the_same_bits_however_many_images_at_a_time(
 
 # A whole network.
 
-DIVISOR = 8
+DIVISOR = 16
 
 
 def narrow_conv(channels: int, filters: int, **options) -> BasicConv2d:
@@ -239,7 +247,7 @@ def narrow_conv(channels: int, filters: int, **options) -> BasicConv2d:
 
 @pytest.fixture
 def narrow_network(monkeypatch: pytest.MonkeyPatch):
-    """(unfused, fused) Inception V3 of an eighth of the width, the fused one on "triton"."""
+    """(unfused, fused) Inception V3 of a sixteenth of the width, the fused one on "triton"."""
     model = InceptionV3(
         num_classes=10,
         aux_logits=False,
@@ -264,7 +272,7 @@ def features_and_logits(network: nn.Module, x: torch.Tensor) -> list[torch.Tenso
 
 def photographs(dtype: torch.dtype) -> torch.Tensor:
     generator = torch.Generator().manual_seed(5)
-    return torch.randn(7, 3, 75, 75, generator=generator).to(dtype)
+    return torch.randn(4, 3, 75, 75, generator=generator).to(dtype)
 
 
 @torch.no_grad()
@@ -281,17 +289,17 @@ def test_a_whole_network_agrees_with_the_unfused_one(narrow_network):
 @pytest.mark.slow
 @pytest.mark.usefixtures("sequential_product")
 @torch.no_grad()
-def test_features_and_logits_do_not_depend_on_the_batch(narrow_network, precision):
-    """Bitwise the same alone, in two, in seven, and in any place."""
-    dtype, _ = precision
+def test_features_and_logits_do_not_depend_on_the_batch(narrow_network):
+    """Bitwise the same alone, in two, in four, and in any place.
+
+    In one precision; each block by itself is held to it in all of them above, the linear layer and
+    the pools in their file.
+    """
     _, network = narrow_network
-    network.to(dtype)
-    x = photographs(dtype)
+    network.half()
+    x = photographs(torch.float16)
     whole = features_and_logits(network, x)
-    assert all(torch.unique(part, dim=0).shape[0] == 7 for part in whole)
-    for order in ([4], [6, 1]):
+    assert all(torch.unique(part, dim=0).shape[0] == 4 for part in whole)
+    for order in ([2], [3, 1]):
         for part, all_ in zip(features_and_logits(network, x[order]), whole, strict=True):
             assert torch.equal(part, all_[order])
-    order = [5, 6, 0, 2, 1, 4, 3]
-    for part, all_ in zip(features_and_logits(network, x[order]), whole, strict=True):
-        assert torch.equal(part, all_[order])

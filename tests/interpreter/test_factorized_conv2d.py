@@ -6,6 +6,7 @@ Left out: float64 (the backend refuses it).
 from __future__ import annotations
 
 import dataclasses
+import zlib
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def test_inception_v3_pairs_are_exact(shape: PairShape, form: str):
     assert torch.equal(run(inputs), testing.pair_oracle(inputs).half())
 
 
-@pytest.mark.parametrize("shape", testing.inception_v3_pairs(2)[:1], ids=str)
+@pytest.mark.parametrize("shape", testing.inception_v3_pairs(1)[:1], ids=str)
 def test_an_inception_v3_pair_in_every_precision(shape: PairShape, precision, form: str):
     dtype, factor = precision
     inputs = testing.random_pair(shape, dtype)
@@ -78,14 +79,16 @@ def test_an_inception_v3_pair_in_every_precision(shape: PairShape, precision, fo
     testing.assert_within_budget(run(inputs), testing.precise_pair(inputs), oracle, factor)
 
 
-def test_shapes_at_random(precision, form: str):
+def test_shapes_at_random(precision, form: str, request: pytest.FixtureRequest):
+    """Other shapes in each precision and form."""
     hypothesis = pytest.importorskip("hypothesis")
     st = hypothesis.strategies
     dtype, _ = precision
     odd = st.sampled_from([1, 3, 5, 7, 9, 15])
     side, channels = st.integers(1, 20), st.integers(1, 70)
 
-    @hypothesis.settings(max_examples=25, deadline=None, derandomize=True, database=None)
+    @hypothesis.seed(zlib.crc32(request.node.name.encode()))
+    @hypothesis.settings(max_examples=10, deadline=None, database=None)
     @hypothesis.given(
         st.builds(
             PairShape,

@@ -70,8 +70,10 @@ def test_the_maximum_of_special_values_is_bitwise_pytorchs(window, index, precis
     testing.assert_same_bits(result, F.max_pool2d(x, *window))
 
 
-@pytest.mark.parametrize("include_pad", [True, False], ids=["pad", "no-pad"])
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+# The two constants of the kernel have nothing to do with one another: each value once is enough.
+@pytest.mark.parametrize(
+    ("bias", "include_pad"), [(True, True), (False, False)], ids=["bias-pad", "plain"]
+)
 @pytest.mark.parametrize("shape", [*SHAPES, (2, 5, 1, 1), (2, 5, 1, 4)], ids=str)
 def test_the_average_is_within_pytorchs_error(shape, bias, include_pad, precision):
     dtype, factor = precision
