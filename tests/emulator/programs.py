@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "tests" / "emulator"
 CACHE = ROOT / "build" / "emulator"
 
-RUNTIME = ("fiber", "clocks", "machine", "primitives", "warpgroup", "hooks")
+RUNTIME = ("fiber", "clocks", "machine", "primitives", "bulk", "warpgroup", "hooks")
 COMMON_FLAGS = (
     "-std=c++20", "-I", "csrc", "-I", "tests", "-g1",
     "-Wall", "-Wextra", "-Werror",
