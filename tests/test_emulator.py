@@ -19,6 +19,7 @@ from tests.emulator.primitives import (
     DTYPES,
     KERNELS,
     SPANS,
+    TENSOR_COPIES,
     accumulator_of,
     fragment_a,
     fragment_b,
@@ -74,15 +75,6 @@ def test_a_start_address_shifts_the_rows_of_wgmma(shifts: tuple[int, int], tmp_p
     output, report = run_primitive(tmp_path, "wgmma_float16_80", case)
     assert report.fault == ""
     assert torch.equal(output, case.expected)
-
-
-TENSOR_COPIES: dict[str, dict[str, Any]] = {
-    "inside": {"start": (16, 1, 2), "box": (8, 3, 4)},
-    "before the tensor": {"start": (-8, -3, -2), "box": (16, 9, 5)},
-    "past its end": {"start": (32, 3, 5), "box": (24, 4, 7)},
-    "outside": {"start": (0, 5, 0), "box": (8, 4, 1)},
-    "all of it and more": {"start": (-8, -1, -1), "box": (56, 9, 11)},
-}
 
 
 @pytest.mark.parametrize("case", TENSOR_COPIES)

@@ -450,12 +450,14 @@ struct Wgmma;
   };
 
 #define FUSED_INCEPTION_OPERANDS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define FUSED_INCEPTION_OPERANDS_20(i)                                       \
-  FUSED_INCEPTION_OPERANDS_4(i), FUSED_INCEPTION_OPERANDS_4(i + 4),          \
-      FUSED_INCEPTION_OPERANDS_4(i + 8), FUSED_INCEPTION_OPERANDS_4(i + 12), \
-      FUSED_INCEPTION_OPERANDS_4(i + 16)
-#define FUSED_INCEPTION_OPERANDS_40(i) \
-  FUSED_INCEPTION_OPERANDS_20(i), FUSED_INCEPTION_OPERANDS_20(i + 20)
+#define FUSED_INCEPTION_OPERANDS_8(i) \
+  FUSED_INCEPTION_OPERANDS_4(i), FUSED_INCEPTION_OPERANDS_4(i + 4)
+#define FUSED_INCEPTION_OPERANDS_40(i)                                        \
+  FUSED_INCEPTION_OPERANDS_8(i), FUSED_INCEPTION_OPERANDS_8(i + 8),           \
+      FUSED_INCEPTION_OPERANDS_8(i + 16), FUSED_INCEPTION_OPERANDS_8(i + 24), \
+      FUSED_INCEPTION_OPERANDS_8(i + 32)
+#define FUSED_INCEPTION_OPERANDS_48(i) \
+  FUSED_INCEPTION_OPERANDS_40(i), FUSED_INCEPTION_OPERANDS_8(i + 40)
 #define FUSED_INCEPTION_OPERANDS_80(i) \
   FUSED_INCEPTION_OPERANDS_40(i), FUSED_INCEPTION_OPERANDS_40(i + 40)
 #define FUSED_INCEPTION_REGISTERS_40                   \
@@ -463,13 +465,17 @@ struct Wgmma;
   "%10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
   "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, " \
   "%30, %31, %32, %33, %34, %35, %36, %37, %38, %39"
+#define FUSED_INCEPTION_REGISTERS_48 \
+  FUSED_INCEPTION_REGISTERS_40       \
+  ", "                               \
+  "%40, %41, %42, %43, %44, %45, %46, %47"
 #define FUSED_INCEPTION_REGISTERS_80                   \
-  FUSED_INCEPTION_REGISTERS_40                         \
+  FUSED_INCEPTION_REGISTERS_48                         \
   ", "                                                 \
-  "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, " \
-  "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, " \
-  "%60, %61, %62, %63, %64, %65, %66, %67, %68, %69, " \
-  "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, " \
+  "%58, %59, %60, %61, %62, %63, %64, %65, %66, %67, " \
+  "%68, %69, %70, %71, %72, %73, %74, %75, %76, %77, " \
+  "%78, %79"
 
 FUSED_INCEPTION_WGMMA(Float16,
                       "f16",
@@ -479,6 +485,14 @@ FUSED_INCEPTION_WGMMA(Float16,
                       "40",
                       "41",
                       "42")
+FUSED_INCEPTION_WGMMA(Float16,
+                      "f16",
+                      96,
+                      FUSED_INCEPTION_REGISTERS_48,
+                      FUSED_INCEPTION_OPERANDS_48(0),
+                      "48",
+                      "49",
+                      "50")
 FUSED_INCEPTION_WGMMA(Float16,
                       "f16",
                       160,
@@ -495,6 +509,14 @@ FUSED_INCEPTION_WGMMA(BFloat16,
                       "40",
                       "41",
                       "42")
+FUSED_INCEPTION_WGMMA(BFloat16,
+                      "bf16",
+                      96,
+                      FUSED_INCEPTION_REGISTERS_48,
+                      FUSED_INCEPTION_OPERANDS_48(0),
+                      "48",
+                      "49",
+                      "50")
 FUSED_INCEPTION_WGMMA(BFloat16,
                       "bf16",
                       160,
@@ -506,10 +528,12 @@ FUSED_INCEPTION_WGMMA(BFloat16,
 
 #undef FUSED_INCEPTION_WGMMA
 #undef FUSED_INCEPTION_OPERANDS_4
-#undef FUSED_INCEPTION_OPERANDS_20
+#undef FUSED_INCEPTION_OPERANDS_8
 #undef FUSED_INCEPTION_OPERANDS_40
+#undef FUSED_INCEPTION_OPERANDS_48
 #undef FUSED_INCEPTION_OPERANDS_80
 #undef FUSED_INCEPTION_REGISTERS_40
+#undef FUSED_INCEPTION_REGISTERS_48
 #undef FUSED_INCEPTION_REGISTERS_80
 
 template <typename element_t, int kRegisters>

@@ -104,9 +104,9 @@ FUSED_INCEPTION_HOST_DEVICE constexpr int sm90_copy_rows(int stored,
 constexpr Sm90Configuration kSm90Configurations[] = {
     // consumers, pixels, stages, split, multicast
     {3, 160, 3, 1, 1},
-    {2, 160, 5, 1, 1},
     {3, 160, 3, 1, 2},
     {2, 160, 5, 1, 2},
+    {3, 96, 6, 1, 2},
     {2, 160, 5, 2, 1},
     {1, 80, 12, 3, 1},
     {1, 80, 12, 8, 1},

@@ -308,12 +308,14 @@ struct Consumer {
 };
 
 // d = sum over taps and channels of weight[f + 64 warpgroup + m, tap, c] pixels[n + tap shift, c]:
-// [C / 8][pitch][8] at `pixels`, `shift` pixels a tap.
+// [C / 8][pitch][8] at `pixels`, `shift` pixels a tap. A warpgroup whose filters are all past the
+// block's last leaves the matrix units to the others.
 template <typename Traits, typename input_t>
 __device__ __forceinline__ void sm90_product(float (&d)[Traits::kRegisters],
                                              Sm90SharedStorage<Traits>& storage,
                                              Consumer<Traits>& consumer,
                                              const Sm90Factor& factor,
+                                             int32_t f,
                                              uint32_t pixels,
                                              int pitch,
                                              int shift) {
@@ -321,6 +323,7 @@ __device__ __forceinline__ void sm90_product(float (&d)[Traits::kRegisters],
   constexpr bool kShared = Traits::kMulticast > 1;
   const uint32_t pixel_stride = static_cast<uint32_t>(16 * pitch);
   const int steps = factor.taps * ((factor.channels + kBlockK - 1) / kBlockK);
+  const bool computes = f + 64 * consumer.warpgroup < factor.end;
 #pragma unroll
   for (int i = 0; i < Traits::kRegisters; ++i)
     d[i] = 0.0f;
@@ -334,17 +337,19 @@ __device__ __forceinline__ void sm90_product(float (&d)[Traits::kRegisters],
                              static_cast<uint32_t>(64 * consumer.warpgroup) * kRowBytes;
     const uint32_t start = pixels + static_cast<uint32_t>(16 * shift * tap) +
                            static_cast<uint32_t>(k / 8) * pixel_stride;
-    // Only the first step needs it, but ptxas serializes the products of a loop without it.
-    device::wgmma_fence(d);
+    if (computes) {
+      // Only the first step needs it, but ptxas serializes the products of a loop without it.
+      device::wgmma_fence(d);
 #pragma unroll
-    for (int k16 = 0; k16 < kBlockK / 16; ++k16) {
-      device::wgmma_m64k16<input_t>(
-          d,
-          device::swizzled_descriptor<device::Swizzle::k64>(filters + 32 * k16, 8 * kRowBytes),
-          device::matrix_descriptor(start + 2 * k16 * pixel_stride, pixel_stride, 128),
-          true);
+      for (int k16 = 0; k16 < kBlockK / 16; ++k16) {
+        device::wgmma_m64k16<input_t>(
+            d,
+            device::swizzled_descriptor<device::Swizzle::k64>(filters + 32 * k16, 8 * kRowBytes),
+            device::matrix_descriptor(start + 2 * k16 * pixel_stride, pixel_stride, 128),
+            true);
+      }
+      device::wgmma_commit();
     }
-    device::wgmma_commit();
     // The products of the step before have read their slot.
     device::wgmma_wait<1>();
     if (step > 0) consumer.template arrive<kShared>(&storage.empty[last_slot]);
@@ -459,8 +464,10 @@ __global__ void __launch_bounds__(Sm90Traits<kConfiguration>::kThreads, 1)
     const int rows2 = Traits::copy_rows(problem.c_out);
     const int brought = Traits::kMulticast * (rows1 < rows2 ? rows1 : rows2);
     const int missing = (Traits::kFilters - brought) * (kBlockK / 8);  // pieces of a step
-    for (int i = thread; i < Traits::kStages * missing; i += Traits::kThreads)
-      storage.ring[i / missing][brought][i % missing] = {};
+    for (int i = thread; i < Traits::kStages * missing; i += Traits::kThreads) {
+      device::Chunk* const step = storage.ring[i / missing][0];
+      step[brought * (kBlockK / 8) + i % missing] = {};
+    }
     device::fence_proxy_async();
     if constexpr (Traits::kCluster > 1) {
       device::cluster_arrive();
@@ -526,6 +533,7 @@ __global__ void __launch_bounds__(Sm90Traits<kConfiguration>::kThreads, 1)
                                         storage,
                                         consumer,
                                         first,
+                                        f,
                                         device::smem_u32(input),
                                         shape.input_pitch,
                                         problem.line_size);
@@ -576,7 +584,7 @@ __global__ void __launch_bounds__(Sm90Traits<kConfiguration>::kThreads, 1)
         for (int32_t tile = 0; tile < second.part; tile += Traits::kFilters) {
           const int32_t f = second.first + tile;
           sm90_product<Traits, input_t>(
-              d, storage, consumer, second, device::smem_u32(mid), shape.mid_pitch, shape.lines);
+              d, storage, consumer, second, f, device::smem_u32(mid), shape.mid_pitch, shape.lines);
           if (tile + Traits::kFilters >= second.part)
             consumer.template arrive<kExchanges>(&storage.mid_empty);
           if (!position.exists || f + warp_filter >= second.end) continue;

@@ -228,6 +228,16 @@ def tensor_copy(
     )  # fmt: skip
 
 
+# By what hangs over the tensor.
+TENSOR_COPIES: dict[str, dict[str, Any]] = {
+    "inside": {"start": (16, 1, 2), "box": (8, 3, 4)},
+    "before the tensor": {"start": (-8, -3, -2), "box": (16, 9, 5)},
+    "past its end": {"start": (32, 3, 5), "box": (24, 4, 7)},
+    "outside": {"start": (0, 5, 0), "box": (8, 4, 1)},
+    "all of it and more": {"start": (-8, -1, -1), "box": (56, 9, 11)},
+}
+
+
 def remote_memory(seed: int) -> Case:
     values = _integers((2, 4, 128), 2**30, seed).to(torch.int32)
     rank = torch.arange(4, dtype=torch.int32)[None, :, None].expand_as(values)
@@ -364,7 +374,7 @@ SM90_KERNELS: dict[str, Callable[[int], Case]] = {
     **{f"stmatrix_x{n}": partial(stmatrix, n, False) for n in (1, 2, 4)},
     **{f"stmatrix_x{n}_transposed": partial(stmatrix, n, True) for n in (1, 2, 4)},
     "bulk_copy": bulk_copy,
-    **{f"wgmma_{d}_{n}": partial(wgmma, d, n) for d in DTYPES for n in (80, 160)},
+    **{f"wgmma_{d}_{n}": partial(wgmma, d, n) for d in DTYPES for n in (80, 96, 160)},
     **{f"wgmma_swizzled_float16_{n}": partial(wgmma_swizzled, "float16", n) for n in SPANS},
     "wgmma_swizzled_bfloat16_64": partial(wgmma_swizzled, "bfloat16", 64),
     "tensor_copy": partial(tensor_copy, 64),
