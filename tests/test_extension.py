@@ -426,6 +426,22 @@ def test_a_line_longer_than_a_tile_has_fewer_configurations():
 
 
 @needs_library
+def test_what_does_not_fit_wgmma_is_refused_in_words(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cuda_launch, "SM90_ENABLED", True)
+    monkeypatch.setattr(cuda_launch, "_device", lambda device: DEVICES[2])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(_extension, "build_info", lambda: {"architectures": ["9.0a"]})
+    tall = problem_of(PairShape(1, 161, 3, 8, 8, 8, 1, 3, True))
+    assert cuda_launch.sm90_refusal(tall) == "no band fits: a line of 161 pixels; takes up to 160"
+    wide = problem_of(PairShape(1, 17, 17, 512, 512, 64, 7, 7, True))
+    assert re.fullmatch(
+        r"no band fits: 512 and 512 channels with 7 and 7 taps take \d+ bytes of shared memory a "
+        r"block; cuda has 232448",
+        str(cuda_launch.sm90_refusal(wide)),
+    )
+
+
+@needs_library
 def test_the_batch_chooses_how_clusters_share_the_work():
     """Few bands share out their filters, many share their loads; of 192 filters on 132 SMs."""
     problem = problem_of(PairShape(1, 17, 17, 192, 192, 192, 7, 7, True))

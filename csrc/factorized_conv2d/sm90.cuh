@@ -20,40 +20,63 @@
 // (zeros, or what such columns have left in mid), and their results go to rows of mid that no pixel
 // reads. Nobody reads another column, so that is harmless even where it is not finite.
 //
-// One block a multiprocessor, persistent over bands: one warpgroup that loads, two of its warps the
-// filters through a ring of steps, two the input band; and two or three that compute. The next
-// band's input is loaded while the second factor of this one runs. Loads are cp.async in pieces of
-// 16 bytes
-// ([filter][tap][channel] is not the layout that wgmma reads, and a weight may not be rearranged
-// once per call): wait, fence_proxy_async, arrive on an mbarrier. Results leave by stmatrix through
-// 512 bytes of a warp's own, 16 bytes a lane.
+// One block a multiprocessor, persistent over bands: two or three warpgroups that compute (one
+// where a cluster shares a band) and one that loads, of which a single thread streams filters
+// through a ring of steps and three warps load the input band. The next band's input is loaded
+// while the second factor of this one runs.
+//
+// Clusters, in one of two ways (configuration.h):
+//   multicast  Blocks have a band each and go through the same filters in the same order. Each
+//              loads its part of a step's filters for all, and a slot of the ring is free when the
+//              warps of all have read it. For many bands: each block reads 1 / c of the filters
+//              from L2.
+//   split      Blocks compute a share of the filters, of both factors, of the same band. After the
+//              first factor each pushes its channels of the mid band, which are contiguous, to the
+//              others by bulk copies through distributed shared memory, counted by an mbarrier of
+//              the receiver; another says when all have read what they hold. For few bands: a block
+//              reads 1 / c of the filters, and c times as many multiprocessors read.
+//
+// Filters arrive by tensor copies in boxes of 32 channels of one tap: rows of 64 bytes, swizzled by
+// 64, which wgmma reads by its descriptor. They are never shifted, so the swizzle is safe there;
+// the pixels, which are shifted by any number of rows, stay without one. Filters past the last and
+// channels past the last come as zeros. What was weighed against that:
+//   Packed filters and bulk copies: 12 KB in a row instead of 192 rows of 64 bytes. Packing in a
+//   call is a launch of its own that moves 2 MB, where a call of up to 32 images should take 3 to
+//   13 us; packing once needs a place beside the weights that a plain call of the op does not have.
+//   Boxes with rows of 16 bytes, which need no swizzle: 768 rows a step of 480 clocks.
+//   The 128-byte swizzle, steps of 64 channels: a slot of 24 KB, of which the memory beside 160
+//   pixels of 192 channels holds one and a half; and 160 channels are two and a half steps.
+//   cp.async, 16 bytes a thread: 64 threads, their registers and waits, and the tags of L1 (8 an
+//   instruction, 192 clocks a step); it remains for the input, a tenth of what a block reads, which
+//   needs rows of 16 bytes.
+// tests/emulator/probe_sm90.cpp times each of them on a device.
 //
 // Arithmetic, for 17x17, 192 channels, 7 taps, 153 of 160 pixels, 192 filters: a step of 32
 // channels is two wgmmas a warpgroup of 80 clocks each, 480 clocks for three; it loads 12 KB of
 // filters, 26 bytes a clock of about 35 that L2 gives a multiprocessor (3,942 a clock for 114 of
-// them, arXiv 2501.12084). Operands from shared memory: 7 KB in 80 clocks, 90 of 128 bytes a clock.
-// A tile row of 64 bytes costs cp.async 8 tags an instruction, 192 clocks a step of 480. Bound by
-// the matrix units, 90 % of whose columns are pixels (289 of 320 an image).
+// them, arXiv 2501.12084), by multicast to two 13. Operands from shared memory: 7 KB in 80 clocks,
+// 90 of 128 bytes a clock. Bound by the matrix units, 90 % of whose columns are pixels (289 of 320
+// an image). One image alone: five bands of 80 pixels, 8 blocks each with 24 filters of 64 rows: 84
+// steps of 80 clocks, and 181 KB from L2, 5,300 clocks; 22 KB of mid come from the others, 1,600
+// clocks at 14 bytes a clock (arXiv 2402.13499). Alone a block would read 1.1 MB, 31,000 clocks.
 // docs/cuda_factorized_conv2d.md has the table. Nothing here has been timed, and nothing here has
 // run on a device.
+//
+// Pixels as rows of the product, filters as columns: columns come in eights, so 160 filters waste
+// nothing, where rows in 64s waste a sixth; but then pixels come in 64s: 192 rows hold nine lines
+// of 17 (80 % of them pixels), 128 hold six (80 %), against 90 % of 160 columns. 160 filters come
+// to 80 % against 75 %, 192 filters to 80 % against 90 %. A 160-channel pair with 192 filters
+// behind it gains nothing, one with 160 a sixteenth: not built. What 128 filters waste in a tile of
+// 192 is nothing: a warpgroup without filters leaves the matrix units to the others.
 //
 // Shared memory with 192 channels: input 101 KB, mid 83 KB, ring 37 KB, 6 KB to leave by.
 // Registers: a launch of 512 threads gives each 128, of which the accumulators are 80; setmaxnreg
 // moves some of the loaders' over (144 and 80), without which ptxas spilled 24 bytes. With 384
 // threads 208 and 80. A wgmma_fence in every step keeps ptxas from serializing the products (its
-// notes C7519, C7520).
+// notes C7519, C7520). Skipping the products of an idle warpgroup by a branch around the loop
+// instead of one inside of it spilled 36 bytes, and 2.5 KB with accumulators of its own.
 //
-// What would bring more, by arithmetic:
-//   Tensor copies of the weights with the 128-byte swizzle: one thread instead of 64, and no tags
-//   of L1; the loading warpgroup would give its registers away. No more clocks of the matrix units.
-//   Multicast of the weights over a cluster of c blocks with different bands: 26 / c bytes a clock
-//   from L2 and room for smaller tiles; with 80 pixels a block is bound by L2 at 51 bytes a clock.
-//   A cluster that splits the filters of both factors and exchanges the mid through distributed
-//   shared memory: for a batch of one, 1 MB of weights at 35 bytes a clock is 17 us a block,
-//   whatever the tile; split over 4 blocks it is 4 us and the exchange of 61 KB at 18 bytes a clock
-//   2 us. Pixels as M for 160 filters: three warpgroups compute 192, a sixth too much.
-//
-// Range: filters in any number (tiles of 128 or 192, one after the other), channels padded to 32 in
+// Range: filters in any number (tiles of 64 to 192, one after the other), channels padded to 32 in
 // shared memory, taps odd, lines of up to 160 pixels, as long as the bands fit (sm90_band).
 #pragma once
 

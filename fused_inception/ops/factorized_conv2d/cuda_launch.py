@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MAX_TAPS = 15
 MAX_SIDE = 71
 MAX_CHANNELS = 2**20
+MAX_SM90_LINE = 160
 # The kernels move 16 bytes at a time.
 CHANNEL_MULTIPLE = 8
 # Bands are used where they are at least this many to a multiprocessor. Reasoned, not yet measured.
@@ -258,10 +259,16 @@ def sm90_refusal(problem: Problem) -> str | None:
         return "takes compute capability 9.0"
     if not any(a.startswith("9.0a") for a in _extension.build_info()["architectures"]):
         return "the extension is not built for 9.0a"
-    table = sm90_configurations(problem._replace(batch=1))
-    if choose_sm90(table, _device(problem.device), problem._replace(batch=1)) is None:
-        least = min((c.shared_bytes for c in table), default=None)
-        return f"no band fits: a line of {problem.line_size} pixels, least shared memory {least}"
+    p = problem._replace(batch=1)
+    table, device = sm90_configurations(p), _device(p.device)
+    if not table:
+        return f"no band fits: a line of {p.line_size} pixels; takes up to {MAX_SM90_LINE}"
+    if choose_sm90(table, device, p) is None:
+        least = min(c.shared_bytes for c in table)
+        return (
+            f"no band fits: {p.c_in} and {p.c_mid} channels with {p.taps1} and {p.taps2} taps take "
+            f"{least} bytes of shared memory a block; {p.device} has {device.shared_bytes}"
+        )
     return None
 
 
