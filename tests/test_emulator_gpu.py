@@ -43,7 +43,7 @@ def needs_sm90() -> None:
         pytest.skip("gpu: needs compute capability 9.0")
 
 
-@pytest.mark.parametrize("columns", [80, 96, 160])
+@pytest.mark.parametrize("columns", [48, 80, 96, 160])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_unaligned_row_shifts_of_no_swizzle_descriptors(dtype: str, columns: int, tmp_path: Path):
     """Start addresses that are multiples of 16 but not of 128: what the pair on wgmma stands on."""

@@ -451,7 +451,7 @@ def test_the_batch_chooses_how_clusters_share_the_work():
         for batch in (1, 8, 32, 128, 256)
     ]
     assert [(c.block_m, c.split, c.multicast) for c in chosen if c] == [
-        (80, 8, 1), (80, 3, 1), (96, 1, 2), (160, 1, 2), (160, 1, 2),
+        (48, 8, 1), (80, 3, 1), (96, 1, 2), (160, 1, 2), (160, 1, 2),
     ]  # fmt: skip
     too_small = DEVICES[0]._replace(shared_bytes=-1)
     assert cuda_launch.choose_sm90(table, too_small, problem) is None

@@ -452,19 +452,25 @@ struct Wgmma;
 #define FUSED_INCEPTION_OPERANDS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define FUSED_INCEPTION_OPERANDS_8(i) \
   FUSED_INCEPTION_OPERANDS_4(i), FUSED_INCEPTION_OPERANDS_4(i + 4)
-#define FUSED_INCEPTION_OPERANDS_40(i)                                        \
-  FUSED_INCEPTION_OPERANDS_8(i), FUSED_INCEPTION_OPERANDS_8(i + 8),           \
-      FUSED_INCEPTION_OPERANDS_8(i + 16), FUSED_INCEPTION_OPERANDS_8(i + 24), \
+#define FUSED_INCEPTION_OPERANDS_24(i)                              \
+  FUSED_INCEPTION_OPERANDS_8(i), FUSED_INCEPTION_OPERANDS_8(i + 8), \
+      FUSED_INCEPTION_OPERANDS_8(i + 16)
+#define FUSED_INCEPTION_OPERANDS_40(i)                                \
+  FUSED_INCEPTION_OPERANDS_24(i), FUSED_INCEPTION_OPERANDS_8(i + 24), \
       FUSED_INCEPTION_OPERANDS_8(i + 32)
 #define FUSED_INCEPTION_OPERANDS_48(i) \
   FUSED_INCEPTION_OPERANDS_40(i), FUSED_INCEPTION_OPERANDS_8(i + 40)
 #define FUSED_INCEPTION_OPERANDS_80(i) \
   FUSED_INCEPTION_OPERANDS_40(i), FUSED_INCEPTION_OPERANDS_40(i + 40)
-#define FUSED_INCEPTION_REGISTERS_40                   \
+#define FUSED_INCEPTION_REGISTERS_24                   \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, "           \
   "%10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
-  "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, " \
-  "%30, %31, %32, %33, %34, %35, %36, %37, %38, %39"
+  "%20, %21, %22, %23"
+#define FUSED_INCEPTION_REGISTERS_40                   \
+  FUSED_INCEPTION_REGISTERS_24                         \
+  ", "                                                 \
+  "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, " \
+  "%34, %35, %36, %37, %38, %39"
 #define FUSED_INCEPTION_REGISTERS_48 \
   FUSED_INCEPTION_REGISTERS_40       \
   ", "                               \
@@ -477,6 +483,14 @@ struct Wgmma;
   "%68, %69, %70, %71, %72, %73, %74, %75, %76, %77, " \
   "%78, %79"
 
+FUSED_INCEPTION_WGMMA(Float16,
+                      "f16",
+                      48,
+                      FUSED_INCEPTION_REGISTERS_24,
+                      FUSED_INCEPTION_OPERANDS_24(0),
+                      "24",
+                      "25",
+                      "26")
 FUSED_INCEPTION_WGMMA(Float16,
                       "f16",
                       80,
@@ -501,6 +515,14 @@ FUSED_INCEPTION_WGMMA(Float16,
                       "80",
                       "81",
                       "82")
+FUSED_INCEPTION_WGMMA(BFloat16,
+                      "bf16",
+                      48,
+                      FUSED_INCEPTION_REGISTERS_24,
+                      FUSED_INCEPTION_OPERANDS_24(0),
+                      "24",
+                      "25",
+                      "26")
 FUSED_INCEPTION_WGMMA(BFloat16,
                       "bf16",
                       80,
@@ -529,9 +551,11 @@ FUSED_INCEPTION_WGMMA(BFloat16,
 #undef FUSED_INCEPTION_WGMMA
 #undef FUSED_INCEPTION_OPERANDS_4
 #undef FUSED_INCEPTION_OPERANDS_8
+#undef FUSED_INCEPTION_OPERANDS_24
 #undef FUSED_INCEPTION_OPERANDS_40
 #undef FUSED_INCEPTION_OPERANDS_48
 #undef FUSED_INCEPTION_OPERANDS_80
+#undef FUSED_INCEPTION_REGISTERS_24
 #undef FUSED_INCEPTION_REGISTERS_40
 #undef FUSED_INCEPTION_REGISTERS_48
 #undef FUSED_INCEPTION_REGISTERS_80

@@ -109,7 +109,7 @@ constexpr Sm90Configuration kSm90Configurations[] = {
     {3, 96, 6, 1, 2},
     {2, 160, 5, 2, 1},
     {1, 80, 12, 3, 1},
-    {1, 80, 12, 8, 1},
+    {1, 48, 12, 8, 1},
 };
 constexpr int kNumSm90Configurations =
     static_cast<int>(sizeof(kSm90Configurations) / sizeof(kSm90Configurations[0]));

@@ -56,8 +56,8 @@
 // filters, 26 bytes a clock of about 35 that L2 gives a multiprocessor (3,942 a clock for 114 of
 // them, arXiv 2501.12084), by multicast to two 13. Operands from shared memory: 7 KB in 80 clocks,
 // 90 of 128 bytes a clock. Bound by the matrix units, 90 % of whose columns are pixels (289 of 320
-// an image). One image alone: five bands of 80 pixels, 8 blocks each with 24 filters of 64 rows: 84
-// steps of 80 clocks, and 181 KB from L2, 5,300 clocks; 22 KB of mid come from the others, 1,600
+// an image). One image alone: nine bands of 48 pixels, 8 blocks each with 24 filters of 64 rows: 84
+// steps of 48 clocks, and 177 KB from L2, 5,200 clocks; 11 KB of mid come from the others, 800
 // clocks at 14 bytes a clock (arXiv 2402.13499). Alone a block would read 1.1 MB, 31,000 clocks.
 // docs/cuda_factorized_conv2d.md has the table. Nothing here has been timed, and nothing here has
 // run on a device.

@@ -374,7 +374,7 @@ SM90_KERNELS: dict[str, Callable[[int], Case]] = {
     **{f"stmatrix_x{n}": partial(stmatrix, n, False) for n in (1, 2, 4)},
     **{f"stmatrix_x{n}_transposed": partial(stmatrix, n, True) for n in (1, 2, 4)},
     "bulk_copy": bulk_copy,
-    **{f"wgmma_{d}_{n}": partial(wgmma, d, n) for d in DTYPES for n in (80, 96, 160)},
+    **{f"wgmma_{d}_{n}": partial(wgmma, d, n) for d in DTYPES for n in (48, 80, 96, 160)},
     **{f"wgmma_swizzled_float16_{n}": partial(wgmma_swizzled, "float16", n) for n in SPANS},
     "wgmma_swizzled_bfloat16_64": partial(wgmma_swizzled, "bfloat16", 64),
     "tensor_copy": partial(tensor_copy, 64),

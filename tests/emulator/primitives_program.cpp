@@ -503,6 +503,8 @@ Kernel kernel_of(const std::string& name) {
   if (name == "stmatrix_x4_transposed") return stmatrix_kernel<4, true>;
   if (name == "bulk_copy") return bulk_copy_kernel;
   if (name == "wgmma_float16_80") return wgmma_kernel<Float16, 80>;
+  if (name == "wgmma_float16_48") return wgmma_kernel<Float16, 48>;
+  if (name == "wgmma_bfloat16_48") return wgmma_kernel<BFloat16, 48>;
   if (name == "wgmma_float16_96") return wgmma_kernel<Float16, 96>;
   if (name == "wgmma_bfloat16_96") return wgmma_kernel<BFloat16, 96>;
   if (name == "wgmma_float16_160") return wgmma_kernel<Float16, 160>;
