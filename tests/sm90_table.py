@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import string
 import sys
 from collections.abc import Iterator
 
@@ -15,6 +16,7 @@ from fused_inception.ops.factorized_conv2d.cuda_launch import (
     Configuration,
     Device,
     choose_sm90,
+    clusters_at_once,
     sm90_cost,
 )
 from fused_inception.ops.factorized_conv2d.op import Problem
@@ -26,10 +28,11 @@ H100 = Device(shared_bytes=232448, multiprocessors=132, l2_bytes=50 << 20)
 FLOPS_PER_CLOCK = 4096  # of a multiprocessor, float16
 CLOCK = 989e12 / (132 * FLOPS_PER_CLOCK)  # at which these make the data sheet's rate
 MEMORY_BYTES_PER_SECOND = 3.35e12
+LETTERS = string.ascii_letters
 HEADER = (
-    "pair", "batch", "tile", "bands", "waves", "pixels in tiles", "L2 KB a band",
-    "memory KB a band", "shared KB", "registers", "expected us", "TFLOP/s", "bound by",
-    "measured us",
+    "pair", "batch", "tile", "cluster", "blocks", "waves", "filters in tiles", "pixels in tiles",
+    "L2 KB a block", "exchanged KB", "memory KB a band", "shared KB", "registers", "expected us",
+    "TFLOP/s", "bound by", "alone us", "measured us",
 )  # fmt: skip
 
 
@@ -38,8 +41,11 @@ def table_of(c_mid: int) -> dict[Configuration, int]:
     rows = {}
     for number, row in enumerate(pair.configurations(c_mid)):
         if row.sm90:
-            filters, pixels = map(int, row.name.removeprefix("sm90-").split("x"))
-            rows[Configuration(number, True, pixels, filters, row.shared_bytes)] = row.threads
+            _, tile, *cluster = row.name.split("-")
+            filters, pixels = map(int, tile.split("x"))
+            counts = {word.rstrip("0123456789"): int(word.lstrip(LETTERS)) for word in cluster}
+            configuration = Configuration(number, True, pixels, filters, row.shared_bytes, **counts)
+            rows[configuration] = row.threads
     return rows
 
 
@@ -56,39 +62,59 @@ def problems() -> Iterator[Problem]:
             )  # fmt: skip
 
 
+def seconds_of(configuration: Configuration, problem: Problem) -> dict[str, float]:
+    """What each part of the device would take by itself; the exchange comes to either of two."""
+    p, cost = problem, sm90_cost(configuration, problem)
+    cluster = configuration.split * configuration.multicast
+    waves = -(-cost.clusters // clusters_at_once(H100.multiprocessors, cluster))
+    weight_bytes = 2 * p.c_mid * (p.taps1 * p.c_in + p.taps2 * p.c_out)
+    pixels = p.batch * p.height * p.width
+    return {
+        "L2": waves * (cost.l2_clocks + cost.exchange_clocks) / CLOCK,
+        "matrix units": waves * (cost.matrix_clocks + cost.exchange_clocks) / CLOCK,
+        "memory": (2 * pixels * (p.c_in + p.c_out) + weight_bytes) / MEMORY_BYTES_PER_SECOND,
+    }
+
+
 def line_of(problem: Problem) -> list[str]:
     p = problem
     rows = table_of(p.c_mid)
     chosen = choose_sm90(tuple(rows), H100, p)
+    alone = choose_sm90(tuple(c for c in rows if c.split * c.multicast == 1), H100, p)
     assert chosen is not None
+    assert alone is not None
     cost = sm90_cost(chosen, p)
-    waves = -(-cost.bands // H100.multiprocessors)
-    pixels = p.batch * p.height * p.width
-    weight_bytes = 2 * p.c_mid * (p.taps1 * p.c_in + p.taps2 * p.c_out)
-    memory_bytes = 2 * pixels * (p.c_in + p.c_out) + weight_bytes
-    seconds = {
-        "L2": waves * cost.l2_clocks / CLOCK,
-        "matrix units": waves * cost.matrix_clocks / CLOCK,
-        "memory": memory_bytes / MEMORY_BYTES_PER_SECOND,
-    }
+    cluster = chosen.split * chosen.multicast
+    seconds = seconds_of(chosen, p)
     bound = max(seconds, key=lambda key: seconds[key])
+    pixels = p.batch * p.height * p.width
     flops = 2 * pixels * p.c_mid * (p.taps1 * p.c_in + p.taps2 * p.c_out)
+    blocks = cost.clusters * cluster
+    # What the products take, of what they would with neither filters nor pixels of padding.
+    busy = flops / (cost.bands * chosen.split * cost.matrix_clocks * FLOPS_PER_CLOCK)
+    columns = pixels / (cost.bands * chosen.block_m)
     return [
         f"{p.c_in} {p.c_mid} {p.c_out}",
         str(p.batch),
         f"{chosen.block_n} x {chosen.block_m}",
-        str(cost.bands),
-        f"{cost.bands / H100.multiprocessors:.2f}",
-        f"{pixels / (cost.bands * chosen.block_m):.0%}",
+        f"split {chosen.split}" if chosen.split > 1
+        else f"multicast {chosen.multicast}" if chosen.multicast > 1
+        else "1",
+        str(blocks),
+        f"{cost.clusters / clusters_at_once(H100.multiprocessors, cluster):.2f}",
+        f"{busy / columns:.0%}",
+        f"{columns:.0%}",
         f"{cost.l2_bytes / 1024:.0f}",
-        f"{memory_bytes / cost.bands / 1024:.0f}",
+        f"{cost.exchanged_bytes / 1024:.0f}",
+        f"{seconds['memory'] * MEMORY_BYTES_PER_SECOND / cost.bands / 1024:.0f}",
         f"{chosen.shared_bytes / 1024:.0f}",
-        str(65536 // rows[chosen] // 8 * 8),
+        str(min(255, 65536 // rows[chosen] // 8 * 8)),
         f"{seconds[bound] * 1e6:.1f}",
         f"{flops / seconds[bound] / 1e12:.0f}",
         bound,
+        f"{max(seconds_of(alone, p).values()) * 1e6:.1f}",
         "",
-    ]
+    ]  # fmt: skip
 
 
 def markdown() -> str:

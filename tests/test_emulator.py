@@ -18,10 +18,13 @@ from tests.emulator import programs
 from tests.emulator.primitives import (
     DTYPES,
     KERNELS,
+    SPANS,
+    TENSOR_COPIES,
     accumulator_of,
     fragment_a,
     fragment_b,
     run_primitive,
+    tensor_copy,
     wgmma,
 )
 from tests.emulator.programs import HOOKED, SANITIZED, UCONTEXT, Variant
@@ -74,7 +77,37 @@ def test_a_start_address_shifts_the_rows_of_wgmma(shifts: tuple[int, int], tmp_p
     assert torch.equal(output, case.expected)
 
 
-@pytest.mark.parametrize("kernel", ["bulk_copy", "wgmma_bfloat16_160"])
+@pytest.mark.parametrize("case", TENSOR_COPIES)
+def test_a_tensor_copy_brings_zeros_from_outside(case: str, tmp_path: Path):
+    wanted = tensor_copy(0, 5, **TENSOR_COPIES[case])
+    output, report = run_primitive(tmp_path, "tensor_copy", wanted)
+    assert report.fault == ""
+    assert torch.equal(output, wanted.expected)
+
+
+@pytest.mark.parametrize("span", SPANS)
+def test_a_tensor_copy_swizzles(span: int, tmp_path: Path):
+    wanted = tensor_copy(span, 6, sizes=(72, 24, 3), start=(8, 2, 0))
+    output, report = run_primitive(tmp_path, "tensor_copy", wanted)
+    assert report.fault == ""
+    assert torch.equal(output, wanted.expected)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"stride1": 72}, {"box0": 24, "swizzle": 64}, {"box0": 4}, {"box1": 257}, {"size2": 0}],
+    ids=str,
+)
+def test_a_tensor_map_that_the_driver_would_refuse(wrong: dict[str, int], tmp_path: Path):
+    case = tensor_copy(0, 0)
+    assert case.tensor_map is not None
+    case = case._replace(tensor_map={**case.tensor_map, **wrong})
+    assert run_primitive(tmp_path, "tensor_copy", case)[1].refused
+
+
+@pytest.mark.parametrize(
+    "kernel", ["bulk_copy", "wgmma_bfloat16_160", "tensor_copy_multicast", "bulk_push"]
+)
 def test_every_synchronizing_call_of_a_primitives_kernel_matters(kernel: str, tmp_path: Path):
     case = KERNELS[kernel](0)
     _, report = run_primitive(tmp_path, kernel, case)
@@ -107,8 +140,11 @@ def test_nan_and_infinity_pass_through_a_product(dtype: str, tmp_path: Path):
 @pytest.mark.parametrize("schedule", ["lazy", "eager", "swarm"])
 @pytest.mark.parametrize(
     "kernel",
-    ["cp_async", "cp_async_groups", "named_barrier", "warp_sync", "bulk_copy", "wgmma_float16_80"],
-)
+    [
+        "cp_async", "cp_async_groups", "named_barrier", "warp_sync", "bulk_copy",
+        "wgmma_float16_80", "remote_memory", "bulk_copy_multicast", "bulk_push",
+    ],
+)  # fmt: skip
 def test_primitive_in_every_schedule(kernel: str, schedule: str, tmp_path: Path):
     case = KERNELS[kernel](0)
     for seed in range(10 if schedule == "swarm" else 1):

@@ -27,7 +27,8 @@ pytestmark = pytest.mark.skipif(
 
 CONFIGURATIONS = (
     "bands-128x192", "bands-128x160", "bands-128x128", "bands-128x96", "two-64x32", "two-128x96",
-    "sm90-192x160", "sm90-192x80", "sm90-128x160", "sm90-128x80",
+    "sm90-192x160", "sm90-192x160-multicast2", "sm90-128x160-multicast2",
+    "sm90-192x96-multicast2", "sm90-128x160-split2", "sm90-64x80-split3", "sm90-64x48-split8",
 )  # fmt: skip
 BANDS = [i for i, name in enumerate(CONFIGURATIONS) if name.startswith("bands")]
 SM80 = [i for i, name in enumerate(CONFIGURATIONS) if not name.startswith("sm90")]
@@ -72,7 +73,7 @@ def expected(inputs: PairInputs, mid_activation: str = "relu", activation: str =
 def longest_line(configuration: int) -> float:
     """Pixels of a line that the configuration takes."""
     if configuration in SM90:
-        return int(CONFIGURATIONS[configuration].rpartition("x")[2])
+        return int(CONFIGURATIONS[configuration].split("-")[1].rpartition("x")[2])
     return 128 if configuration in BANDS else math.inf
 
 
@@ -85,9 +86,13 @@ def test_every_configuration_is_tested():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_integers_are_exact(configuration: int, shape: PairShape, dtype: str, tmp_path: Path):
     inputs = testing.integer_pair(shape, DTYPES[dtype])
+    line_size = shape.height if shape.row_first else shape.width
     for schedule in ("lazy", "eager"):
         outcome = run_pair(tmp_path, shape, inputs, configuration, schedule=schedule)
-        assert torch.equal(checked(outcome, shape), expected(inputs))
+        if line_size > longest_line(configuration):
+            assert outcome[1].refused
+        else:
+            assert torch.equal(checked(outcome, shape), expected(inputs))
 
 
 @each_configuration
@@ -105,11 +110,14 @@ def test_every_inception_pair_is_exact_on_wgmma(
     configuration: int, shape: PairShape, tmp_path: Path
 ):
     inputs = testing.integer_pair(shape, torch.float16)
-    outcome = run_pair(tmp_path, shape, inputs, configuration, multiprocessors=1)
+    # Judging the order among eight blocks takes the time; smaller shapes, and the first of these
+    # pairs, have it judged.
+    races = int(not CONFIGURATIONS[configuration].endswith("split8"))
+    outcome = run_pair(tmp_path, shape, inputs, configuration, multiprocessors=1, races=races)
     assert torch.equal(checked(outcome, shape), expected(inputs))
 
 
-@pytest.mark.parametrize("configuration", [3, 4, 6, 9], ids=lambda i: CONFIGURATIONS[i])
+@pytest.mark.parametrize("configuration", [3, 4, 6, 9, 11], ids=lambda i: CONFIGURATIONS[i])
 @pytest.mark.parametrize(
     "shape",
     [
@@ -271,7 +279,7 @@ def test_offsets_past_2_31_elements(configuration: int, tmp_path: Path):
     assert torch.equal(checked(outcome, shape), expected(inputs))
 
 
-@each_configuration
+@pytest.mark.parametrize("configuration", SM80, ids=lambda i: CONFIGURATIONS[i])
 def test_a_block_is_held_to_99_kilobytes(configuration: int, tmp_path: Path):
     """With the channels of Inception, one configuration of either form has to fit."""
     shape = PairShape(1, 2, 2, 8, 192, 8, 1, 1, True)
@@ -305,15 +313,16 @@ def test_tiles_are_read_without_bank_conflicts(configuration: int, tmp_path: Pat
 # Calls that may be left out or weakened without anybody noticing, and why that is so.
 EXPLAINED: dict[str, str] = {}
 
-# Full tiles with more filters than one has, and the shortest sum: a step that is first and last.
+# Full tiles with more filters than one has, and the shortest sum, a step that is first and last, in
+# two warpgroups, one of which may be a band ahead.
 MUTATED_SHAPES = (
     PairShape(3, 8, 16, 40, 72, 16, 3, 3, False),
     PairShape(1, 8, 16, 8, 200, 208, 3, 3, False),
-    PairShape(3, 8, 16, 8, 8, 8, 1, 1, True),
+    PairShape(3, 8, 16, 8, 72, 72, 1, 1, True),
 )
 
 
-@pytest.mark.parametrize("configuration", [0, 4, 6, 9], ids=lambda i: CONFIGURATIONS[i])
+@pytest.mark.parametrize("configuration", [0, 4, 6, 9, 11], ids=lambda i: CONFIGURATIONS[i])
 def test_every_synchronizing_call_matters(configuration: int, tmp_path: Path):
     """Each call is left out in turn, and each wait weakened by a group: all must be noticed."""
     problems = [(shape, testing.integer_pair(shape, torch.float16)) for shape in MUTATED_SHAPES]

@@ -19,10 +19,13 @@ from tests.emulator.primitives import (
     DTYPES,
     KERNELS,
     SM90_KERNELS,
+    SPANS,
+    TENSOR_COPIES,
     accumulator_of,
     fragment_a,
     fragment_b,
     run_primitive,
+    tensor_copy,
     wgmma,
 )
 
@@ -40,7 +43,7 @@ def needs_sm90() -> None:
         pytest.skip("gpu: needs compute capability 9.0")
 
 
-@pytest.mark.parametrize("columns", [80, 160])
+@pytest.mark.parametrize("columns", [48, 80, 96, 160])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_unaligned_row_shifts_of_no_swizzle_descriptors(dtype: str, columns: int, tmp_path: Path):
     """Start addresses that are multiples of 16 but not of 128: what the pair on wgmma stands on."""
@@ -53,6 +56,26 @@ def test_unaligned_row_shifts_of_no_swizzle_descriptors(dtype: str, columns: int
             output, report = run_primitive(tmp_path, kernel, case, binary=device)
             assert report.fault == ""
             assert torch.equal(output, case.expected), f"shifts {shift_a} and {shift_b}"
+
+
+@pytest.mark.parametrize("case", TENSOR_COPIES)
+def test_tensor_copies_bring_zeros_from_outside(case: str, tmp_path: Path):
+    needs_sm90()
+    device = programs.build_for_device("primitives_program")
+    wanted = tensor_copy(0, 5, **TENSOR_COPIES[case])
+    output, report = run_primitive(tmp_path, "tensor_copy", wanted, binary=device)
+    assert report.fault == ""
+    assert torch.equal(output, wanted.expected)
+
+
+@pytest.mark.parametrize("span", SPANS)
+def test_tensor_copies_swizzle(span: int, tmp_path: Path):
+    needs_sm90()
+    device = programs.build_for_device("primitives_program")
+    wanted = tensor_copy(span, 6, sizes=(72, 24, 3), start=(8, 2, 0))
+    output, report = run_primitive(tmp_path, "tensor_copy", wanted, binary=device)
+    assert report.fault == ""
+    assert torch.equal(output, wanted.expected)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -48,7 +48,7 @@ FAULTS = {
     "eight_rows_too_far": UNWRITTEN,
     "rows_out_of_bounds": r"out of bounds: wgmma_m64k16 of 16 bytes at offset 20480 of shared",
     "halo_not_zeroed": UNWRITTEN,
-    "swizzled_descriptor": r"a matrix descriptor with a swizzle or a base offset",
+    "swizzled_descriptor": r"a swizzled matrix descriptor must have whole patterns of rows apart",
     "disagreeing_descriptors": r"the threads of a warpgroup disagree on its operands",
     "no_wgmma_fence": r"wgmma_fence is missing since the accumulators were last touched",
     "no_wgmma_wait": r"exits with accumulators in flight: wgmma_finish is missing",

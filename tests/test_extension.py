@@ -409,7 +409,7 @@ def test_every_pair_of_inception_fits_sm_90a(shape: PairShape):
     problem = problem_of(shape)
     table = cuda_launch.sm90_configurations(problem)
     first = len(cuda_launch.configurations(shape.c_mid))
-    assert [c.number for c in table] == [first, first + 1, first + 2, first + 3]
+    assert [c.number for c in table] == list(range(first, first + 7))
     assert all(c.shared_bytes <= DEVICES[2].shared_bytes for c in table)
     for batch in (1, 8, 256):
         chosen = cuda_launch.choose_sm90(table, DEVICES[2], problem._replace(batch=batch))
@@ -425,17 +425,43 @@ def test_a_line_longer_than_a_tile_has_fewer_configurations():
     assert cuda_launch.choose_sm90((), DEVICES[2], taller) is None
 
 
-def test_more_images_get_larger_bands_on_sm_90a():
-    """Of 192 filters: five bands an image where few blocks are busy, else two."""
-    wide, narrow = Configuration(6, True, 160, 192, 0), Configuration(7, True, 80, 192, 0)
+@needs_library
+def test_what_does_not_fit_wgmma_is_refused_in_words(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cuda_launch, "SM90_ENABLED", True)
+    monkeypatch.setattr(cuda_launch, "_device", lambda device: DEVICES[2])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(_extension, "build_info", lambda: {"architectures": ["9.0a"]})
+    tall = problem_of(PairShape(1, 161, 3, 8, 8, 8, 1, 3, True))
+    assert cuda_launch.sm90_refusal(tall) == "no band fits: a line of 161 pixels; takes up to 160"
+    wide = problem_of(PairShape(1, 17, 17, 512, 512, 64, 7, 7, True))
+    assert re.fullmatch(
+        r"no band fits: 512 and 512 channels with 7 and 7 taps take \d+ bytes of shared memory a "
+        r"block; cuda has 232448",
+        str(cuda_launch.sm90_refusal(wide)),
+    )
+
+
+@needs_library
+def test_the_batch_chooses_how_clusters_share_the_work():
+    """Few bands share out their filters, many share their loads; of 192 filters on 132 SMs."""
     problem = problem_of(PairShape(1, 17, 17, 192, 192, 192, 7, 7, True))
+    table = cuda_launch.sm90_configurations(problem)
     chosen = [
-        cuda_launch.choose_sm90((wide, narrow), DEVICES[2], problem._replace(batch=batch))
-        for batch in (1, 8, 32, 256)
+        cuda_launch.choose_sm90(table, DEVICES[2], problem._replace(batch=batch))
+        for batch in (1, 8, 32, 128, 256)
     ]
-    assert chosen == [narrow, narrow, wide, wide]
+    assert [(c.block_m, c.split, c.multicast) for c in chosen if c] == [
+        (48, 8, 1), (80, 3, 1), (96, 1, 2), (160, 1, 2), (160, 1, 2),
+    ]  # fmt: skip
     too_small = DEVICES[0]._replace(shared_bytes=-1)
-    assert cuda_launch.choose_sm90((wide, narrow), too_small, problem) is None
+    assert cuda_launch.choose_sm90(table, too_small, problem) is None
+
+
+def test_larger_clusters_leave_multiprocessors_idle():
+    """Some processing clusters of an H100 have 16 multiprocessors: five clusters of three."""
+    counts = {c: cuda_launch.clusters_at_once(132, c) for c in (1, 2, 3, 8)}
+    assert counts == {1: 132, 2: 66, 3: 40, 8: 16}
+    assert cuda_launch.clusters_at_once(10, 8) == 1
 
 
 def test_wgmma_is_off_without_its_switch(monkeypatch: pytest.MonkeyPatch):

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.gpu
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 PAIR, MIXED, DEVICE = shared.PAIR, shared.MIXED, shared.DEVICE
-NUMBERS = range(4)  # rows of the table of sm_90a
+NUMBERS = range(7)  # rows of the table of sm_90a
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,8 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     """Each configuration, chosen by force."""
     configuration = fitting(PAIR)[request.param]
     force(monkeypatch, configuration)
-    return f"{configuration.block_n}x{configuration.block_m}"
+    cluster = configuration.split * configuration.multicast
+    return f"{configuration.block_n}x{configuration.block_m}-{cluster}"
 
 
 def test_the_table_is_as_long_as_is_tested():
@@ -113,6 +114,25 @@ def test_all_configurations_give_the_same_bits(monkeypatch: pytest.MonkeyPatch, 
             force(monkeypatch, configuration)
             results.append(shared.run(inputs))
         assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 33])
+def test_clusters_of_every_size_give_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, batch: int, precision
+):
+    """Also where a cluster has more blocks than bands, a thousand times each."""
+    dtype, _ = precision
+    inputs = testing.random_pair(dataclasses.replace(PAIR, batch=batch), dtype, DEVICE)
+    table = fitting(PAIR)
+    assert {c.split * c.multicast for c in table} == {1, 2, 3, 8}
+    force(monkeypatch, table[0])
+    expected = shared.run(inputs)
+    different = torch.zeros((), dtype=torch.int64, device=DEVICE)
+    for configuration in table[1:]:
+        force(monkeypatch, configuration)
+        for _ in range(1000):
+            different += (shared.run(inputs) != expected).sum()
+    assert different.item() == 0
 
 
 def test_what_does_not_fit_goes_to_the_kernels_of_sm_80(precision):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -11,8 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import environment, gpu, results, resume, sanitize
+from bench import environment, gpu, results, resume, sanitize, sm90
 from bench.gpu import Driver
+from bench.timers import HostTimer
+from fused_inception import testing
+from fused_inception.ops.factorized_conv2d import cuda_launch
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -328,3 +332,36 @@ def test_without_a_sanitizer_it_says_so(monkeypatch, tmp_path: Path):
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     with pytest.raises(environment.BenchError, match="compute-sanitizer is neither on PATH nor in"):
         sanitize.find_sanitizer()
+
+
+# ------------------------------------------------------------------------- what is open on sm_90a
+
+
+def test_what_is_open_on_sm_90a_is_left_out_elsewhere(tmp_path: Path, capsys):
+    assert gpu.GROUPS["sm90"] == ("sm90", gpu.OPEN)
+    assert sm90.main(["--device", "cpu", "--output", str(tmp_path / "times.json")]) == 0
+    assert capsys.readouterr().out == "left out: needs a device of compute capability 9.0\n"
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_pair_is_timed_where_all_configurations_agree(same: bool, monkeypatch):
+    table = tuple(
+        cuda_launch.Configuration(6 + i, True, 160, 192, 10**5, 1, i + 1) for i in range(3)
+    )
+    calls = itertools.count()
+
+    def launch(problem, configuration, images, input, *operands):
+        return torch.zeros(1) + (0 if same else next(calls))
+
+    monkeypatch.setattr(cuda_launch, "launch", launch)
+    monkeypatch.setattr(cuda_launch, "sm90_configurations", lambda problem: table)
+    monkeypatch.setattr(cuda_launch, "_device", lambda _: cuda_launch.Device(10**5, 132, 1))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: None)
+    monkeypatch.setattr(sm90, "CudaTimer", lambda _: HostTimer(1e-4))
+    rows = sm90.pair_rows(testing.PairShape(1, 17, 17, 8, 8, 8, 3, 3, True), CPU)
+    assert [row["configuration"] for row in rows] == [
+        "192x160", "192x160-multicast2", "192x160-multicast3",
+    ]  # fmt: skip
+    assert sum(row["chosen"] for row in rows) == 1
+    assert [bool(row["error"]) for row in rows] == [not same] * 3
+    assert [row["us"] is not None for row in rows] == [same] * 3

@@ -18,6 +18,11 @@ struct alignas(16) Chunk {
   uint32_t words[4];
 };
 
+// How the 16-byte pieces of shared memory change places: within spans of so many bytes, by the bits
+// of their address from 128 up. Tensor copies write by it and wgmma reads by it, so that eight rows
+// of one span each meet every bank once.
+enum class Swizzle { kNone = 0, k32 = 32, k64 = 64, k128 = 128 };
+
 }  // namespace fused_inception::device
 
 #ifdef __CUDACC__
@@ -59,6 +64,16 @@ __device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address,
                                                       uint32_t row_stride) {
   const auto field = [](uint32_t bytes) { return static_cast<uint64_t>((bytes & 0x3ffff) >> 4); };
   return field(address) | field(k_stride) << 16 | field(row_stride) << 32;
+}
+
+// The same for rows of kSwizzle bytes, as tensor copies with this swizzle write them; `row_stride`
+// from eight rows to the next. The address is in the first row of a pattern, which is eight rows
+// and begins on a multiple of its size; 32 bytes on are the next 16 elements of k.
+template <Swizzle kSwizzle>
+__device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t address, uint32_t row_stride) {
+  static_assert(kSwizzle != Swizzle::kNone, "that is matrix_descriptor");
+  constexpr uint64_t kLayout = kSwizzle == Swizzle::k128 ? 1 : kSwizzle == Swizzle::k64 ? 2 : 3;
+  return matrix_descriptor(address, 16, row_stride) | kLayout << 62;
 }
 
 // max(x, 0) that keeps NaN and -0.0, as PyTorch's relu does.

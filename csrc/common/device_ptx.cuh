@@ -3,6 +3,8 @@
 // PTX ISA 9.0.
 #pragma once
 
+#include <cuda.h>
+
 #include <cstdint>
 
 namespace fused_inception::device {
@@ -112,6 +114,124 @@ __device__ __forceinline__ void bulk_copy(uint32_t destination,
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
           "r"(destination),
       "l"(__cvta_generic_to_global(source)),
+      "r"(bytes),
+      "r"(barrier)
+      : "memory");
+}
+
+// The same to several blocks of the cluster, those whose ranks are bits of `blocks`: to the same
+// place of each, counting for the mbarrier at the same place of each.
+__device__ __forceinline__ void bulk_copy_multicast(
+    uint32_t destination, const void* source, int bytes, uint32_t barrier, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1], %2, [%3], %4;" ::"r"(destination),
+      "l"(__cvta_generic_to_global(source)),
+      "r"(bytes),
+      "r"(barrier),
+      "h"(blocks)
+      : "memory");
+}
+
+// A tensor of three dimensions in global memory and a box of it (5.5), made on the host by
+// make_tensor_map. Kernels have it in their parameters, which are __grid_constant__.
+using TensorMap = CUtensorMap;
+
+// Copies the box that begins at the element (x, y, z), x innermost, to shared memory on a multiple
+// of 128 bytes, or of eight spans where it has a swizzle. What is outside of the tensor becomes
+// zero, and counts in bytes as what is inside (9.7.9.25.5.2). sm_90.
+__device__ __forceinline__ void tensor_copy(
+    uint32_t destination, const TensorMap& map, int x, int y, int z, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(destination),
+      "l"(&map),
+      "r"(x),
+      "r"(y),
+      "r"(z),
+      "r"(barrier)
+      : "memory");
+}
+
+// The same to several blocks of the cluster, as bulk_copy_multicast does.
+__device__ __forceinline__ void tensor_copy_multicast(uint32_t destination,
+                                                      const TensorMap& map,
+                                                      int x,
+                                                      int y,
+                                                      int z,
+                                                      uint32_t barrier,
+                                                      uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(destination),
+      "l"(&map),
+      "r"(x),
+      "r"(y),
+      "r"(z),
+      "r"(barrier),
+      "h"(blocks)
+      : "memory");
+}
+
+// Clusters: neighbouring blocks that run together and reach each other's shared memory. sm_90.
+//
+// A block's memory may be touched by others once all have waited for the cluster's barrier, and
+// until it ends; so a last barrier stands at the end.
+
+// The block's number in its cluster; 0 without one.
+__device__ __forceinline__ int cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+}
+
+// The address of the same place in the block of rank `rank`, for the functions below only
+// (9.7.9.22).
+__device__ __forceinline__ uint32_t map_rank(uint32_t address, int rank) {
+  uint32_t mapped;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(address), "r"(rank));
+  return mapped;
+}
+
+// The barrier of all threads of the cluster (9.7.13.3), in two halves. What a thread did before it
+// arrives is visible to whoever has waited.
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+
+// Arrives at an mbarrier of the cluster. It says that operations of the async proxy are done, such
+// as products that a wait has covered. Plain stores it does not hand to another block: that is
+// what cluster_arrive is for, and a release at the scope of the cluster, which costs a fence of
+// the whole device, is left out here.
+__device__ __forceinline__ void mbarrier_arrive_remote(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Four bytes of another block's shared memory; a barrier of the cluster stands between these and
+// that block's own accesses.
+__device__ __forceinline__ uint32_t remote_load(uint32_t address) {
+  uint32_t value;
+  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
+__device__ __forceinline__ void remote_store(uint32_t address, uint32_t value) {
+  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+
+// Copies `bytes` bytes of this block's shared memory to that of another; their arrival counts for
+// `barrier`, which is the other's as well. All as for bulk_copy; the source must be visible to the
+// async proxy, and stays as it is until the other block knows of the arrival.
+__device__ __forceinline__ void bulk_push(uint32_t destination,
+                                          uint32_t source,
+                                          int bytes,
+                                          uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes "
+      "[%0], [%1], %2, [%3];" ::"r"(destination),
+      "r"(source),
       "r"(bytes),
       "r"(barrier)
       : "memory");
@@ -330,27 +450,47 @@ struct Wgmma;
   };
 
 #define FUSED_INCEPTION_OPERANDS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define FUSED_INCEPTION_OPERANDS_20(i)                                       \
-  FUSED_INCEPTION_OPERANDS_4(i), FUSED_INCEPTION_OPERANDS_4(i + 4),          \
-      FUSED_INCEPTION_OPERANDS_4(i + 8), FUSED_INCEPTION_OPERANDS_4(i + 12), \
-      FUSED_INCEPTION_OPERANDS_4(i + 16)
-#define FUSED_INCEPTION_OPERANDS_40(i) \
-  FUSED_INCEPTION_OPERANDS_20(i), FUSED_INCEPTION_OPERANDS_20(i + 20)
+#define FUSED_INCEPTION_OPERANDS_8(i) \
+  FUSED_INCEPTION_OPERANDS_4(i), FUSED_INCEPTION_OPERANDS_4(i + 4)
+#define FUSED_INCEPTION_OPERANDS_24(i)                              \
+  FUSED_INCEPTION_OPERANDS_8(i), FUSED_INCEPTION_OPERANDS_8(i + 8), \
+      FUSED_INCEPTION_OPERANDS_8(i + 16)
+#define FUSED_INCEPTION_OPERANDS_40(i)                                \
+  FUSED_INCEPTION_OPERANDS_24(i), FUSED_INCEPTION_OPERANDS_8(i + 24), \
+      FUSED_INCEPTION_OPERANDS_8(i + 32)
+#define FUSED_INCEPTION_OPERANDS_48(i) \
+  FUSED_INCEPTION_OPERANDS_40(i), FUSED_INCEPTION_OPERANDS_8(i + 40)
 #define FUSED_INCEPTION_OPERANDS_80(i) \
   FUSED_INCEPTION_OPERANDS_40(i), FUSED_INCEPTION_OPERANDS_40(i + 40)
-#define FUSED_INCEPTION_REGISTERS_40                   \
+#define FUSED_INCEPTION_REGISTERS_24                   \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, "           \
   "%10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
-  "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, " \
-  "%30, %31, %32, %33, %34, %35, %36, %37, %38, %39"
-#define FUSED_INCEPTION_REGISTERS_80                   \
-  FUSED_INCEPTION_REGISTERS_40                         \
+  "%20, %21, %22, %23"
+#define FUSED_INCEPTION_REGISTERS_40                   \
+  FUSED_INCEPTION_REGISTERS_24                         \
   ", "                                                 \
-  "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, " \
-  "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, " \
-  "%60, %61, %62, %63, %64, %65, %66, %67, %68, %69, " \
-  "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+  "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, " \
+  "%34, %35, %36, %37, %38, %39"
+#define FUSED_INCEPTION_REGISTERS_48 \
+  FUSED_INCEPTION_REGISTERS_40       \
+  ", "                               \
+  "%40, %41, %42, %43, %44, %45, %46, %47"
+#define FUSED_INCEPTION_REGISTERS_80                   \
+  FUSED_INCEPTION_REGISTERS_48                         \
+  ", "                                                 \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, " \
+  "%58, %59, %60, %61, %62, %63, %64, %65, %66, %67, " \
+  "%68, %69, %70, %71, %72, %73, %74, %75, %76, %77, " \
+  "%78, %79"
 
+FUSED_INCEPTION_WGMMA(Float16,
+                      "f16",
+                      48,
+                      FUSED_INCEPTION_REGISTERS_24,
+                      FUSED_INCEPTION_OPERANDS_24(0),
+                      "24",
+                      "25",
+                      "26")
 FUSED_INCEPTION_WGMMA(Float16,
                       "f16",
                       80,
@@ -359,6 +499,14 @@ FUSED_INCEPTION_WGMMA(Float16,
                       "40",
                       "41",
                       "42")
+FUSED_INCEPTION_WGMMA(Float16,
+                      "f16",
+                      96,
+                      FUSED_INCEPTION_REGISTERS_48,
+                      FUSED_INCEPTION_OPERANDS_48(0),
+                      "48",
+                      "49",
+                      "50")
 FUSED_INCEPTION_WGMMA(Float16,
                       "f16",
                       160,
@@ -369,12 +517,28 @@ FUSED_INCEPTION_WGMMA(Float16,
                       "82")
 FUSED_INCEPTION_WGMMA(BFloat16,
                       "bf16",
+                      48,
+                      FUSED_INCEPTION_REGISTERS_24,
+                      FUSED_INCEPTION_OPERANDS_24(0),
+                      "24",
+                      "25",
+                      "26")
+FUSED_INCEPTION_WGMMA(BFloat16,
+                      "bf16",
                       80,
                       FUSED_INCEPTION_REGISTERS_40,
                       FUSED_INCEPTION_OPERANDS_40(0),
                       "40",
                       "41",
                       "42")
+FUSED_INCEPTION_WGMMA(BFloat16,
+                      "bf16",
+                      96,
+                      FUSED_INCEPTION_REGISTERS_48,
+                      FUSED_INCEPTION_OPERANDS_48(0),
+                      "48",
+                      "49",
+                      "50")
 FUSED_INCEPTION_WGMMA(BFloat16,
                       "bf16",
                       160,
@@ -386,10 +550,14 @@ FUSED_INCEPTION_WGMMA(BFloat16,
 
 #undef FUSED_INCEPTION_WGMMA
 #undef FUSED_INCEPTION_OPERANDS_4
-#undef FUSED_INCEPTION_OPERANDS_20
+#undef FUSED_INCEPTION_OPERANDS_8
+#undef FUSED_INCEPTION_OPERANDS_24
 #undef FUSED_INCEPTION_OPERANDS_40
+#undef FUSED_INCEPTION_OPERANDS_48
 #undef FUSED_INCEPTION_OPERANDS_80
+#undef FUSED_INCEPTION_REGISTERS_24
 #undef FUSED_INCEPTION_REGISTERS_40
+#undef FUSED_INCEPTION_REGISTERS_48
 #undef FUSED_INCEPTION_REGISTERS_80
 
 template <typename element_t, int kRegisters>

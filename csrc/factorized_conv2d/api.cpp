@@ -279,8 +279,9 @@ std::vector<int64_t> factorized_conv2d_cuda_configurations(int64_t c_mid) {
   return numbers;
 }
 
-// Four numbers a configuration of sm_90a, which are numbered after those above: lines of a band (0:
-// none fits), pixels and filters of its tile, and bytes of shared memory.
+// Six numbers a configuration of sm_90a, which are numbered after those above: lines of a band (0:
+// none fits), pixels and filters of its tile, bytes of shared memory, the blocks that share out the
+// filters of a band, and those that load filters together.
 std::vector<int64_t> factorized_conv2d_cuda_sm90_configurations(int64_t c_in,
                                                                 int64_t c_mid,
                                                                 int64_t taps1,
@@ -302,7 +303,12 @@ std::vector<int64_t> factorized_conv2d_cuda_sm90_configurations(int64_t c_in,
   for (const Sm90Configuration& row : kSm90Configurations) {
     const Sm90Band band = sm90_band(row.pixels, params);
     numbers.insert(numbers.end(),
-                   {band.lines, row.pixels, row.filters(), shared_bytes(row, params)});
+                   {band.lines,
+                    row.pixels,
+                    row.filters(),
+                    shared_bytes(row, params),
+                    row.split,
+                    row.multicast});
   }
   return numbers;
 }

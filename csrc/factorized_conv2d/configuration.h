@@ -71,31 +71,57 @@ constexpr int kNumSm80Configurations =
 // is the same in all of them, but it is not that of the sm_80 kernels: which of the two kinds runs
 // must not depend on the batch.
 struct Sm90Configuration {
-  int consumers;  // warpgroups that compute, 64 filters each
+  int consumers;  // warpgroups of a block that compute, 64 filters each
   int pixels;     // of a tile
   int stages;     // steps in the ring
+  int split;      // blocks of a cluster that share out the filters of one band, or ...
+  int multicast;  // ... that have a band each, and load the filters of all together
 
-  constexpr int filters() const { return 64 * consumers; }
+  constexpr int filters() const { return 64 * consumers; }  // of a block's tile
+  constexpr int cluster() const { return split * multicast; }
   constexpr int threads() const { return 128 * (consumers + 1); }
-  // The barriers; the ring, a row of filters longer so that copies meet no bank twice; 512 bytes a
-  // warp for the results.
+  // The ring; 512 bytes a warp for the results; the barriers.
   constexpr int fixed_shared_bytes() const {
-    const int barriers = round_up((2 * stages + 2) * 8, 128);
-    const int ring = stages * (kBlockK / 8) * (filters() + 1) * 16;
-    return round_up(barriers + ring + consumers * 4 * 512, 128);
+    const int ring = stages * filters() * kBlockK * 2;
+    return round_up(ring + consumers * 4 * 512 + (2 * stages + 4) * 8, 128);
   }
 };
 
-// Numbered after those of kSm80Configurations.
+// Of `stored` filters: those of one block of a cluster, and those that one of its copies brings to
+// a tile of `filters`, either in whole eights.
+FUSED_INCEPTION_HOST_DEVICE constexpr int sm90_part(int stored, int split) {
+  return round_up((stored + split - 1) / split, 8);
+}
+FUSED_INCEPTION_HOST_DEVICE constexpr int sm90_copy_rows(int stored,
+                                                         int filters,
+                                                         int split,
+                                                         int multicast) {
+  const int rows = round_up(sm90_part(stored, split), 8 * multicast);
+  return (rows < filters ? rows : filters) / multicast;
+}
+
+// Numbered after those of kSm80Configurations; docs/cuda_factorized_conv2d.md has what each is for.
 constexpr Sm90Configuration kSm90Configurations[] = {
-    // consumers, pixels, stages
-    {3, 160, 3},
-    {3, 80, 6},
-    {2, 160, 5},
-    {2, 80, 8},
+    // consumers, pixels, stages, split, multicast
+    {3, 160, 3, 1, 1},
+    {3, 160, 3, 1, 2},
+    {2, 160, 5, 1, 2},
+    {3, 96, 6, 1, 2},
+    {2, 160, 5, 2, 1},
+    {1, 80, 12, 3, 1},
+    {1, 48, 12, 8, 1},
 };
 constexpr int kNumSm90Configurations =
     static_cast<int>(sizeof(kSm90Configurations) / sizeof(kSm90Configurations[0]));
+
+// Clusters that run at once. A cluster lies in one processing cluster of the device, of which an
+// H100 has some of 16 multiprocessors and some of 18: two to a pair of neighbours always fit,
+// larger ones are counted as if all had 16.
+constexpr int sm90_clusters(int multiprocessors, int cluster) {
+  const int fitting =
+      cluster <= 2 ? multiprocessors / cluster : multiprocessors / 16 * (16 / cluster);
+  return fitting > 1 ? fitting : 1;
+}
 
 // The bands of a problem. Rows of input and mid are pixels; a pitch counts the rows from one eight
 // channels to the next, and is odd so that neighbouring channels are in distinct banks.

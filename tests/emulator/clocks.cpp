@@ -7,9 +7,17 @@
 
 namespace emulator {
 
-HappensBefore::HappensBefore(int threads) : threads_count_(threads) {
+HappensBefore::HappensBefore(int threads, int blocks)
+    : threads_count_(threads * blocks), blocks_(blocks) {
   const auto start = std::make_shared<const Clock>(static_cast<size_t>(actors()), 0);
-  threads_.assign(static_cast<size_t>(threads), State{start, 1, 0, 0, 0, 0});
+  threads_.assign(static_cast<size_t>(threads_count_), State{start, 1, 0, 0, 0, 0});
+}
+
+std::string HappensBefore::name(int thread) const {
+  const int of_a_block = threads_count_ / blocks_;
+  std::string text = "thread " + std::to_string(thread % of_a_block);
+  if (blocks_ > 1) text += " of rank " + std::to_string(thread / of_a_block);
+  return text;
 }
 
 void HappensBefore::fence(int thread) {
@@ -78,8 +86,8 @@ Shadow::Shadow(size_t bytes, const HappensBefore* order) : cells_((bytes + 1) / 
 std::string Shadow::who(Actor actor) const {
   const Actor copies = order_->copy_actor(0), matrices = order_->matrix_actor(0);
   const Actor bulk = order_->bulk_actor(0);
-  if (actor < copies) return "thread " + std::to_string(actor);
-  if (actor < matrices) return "an asynchronous copy of thread " + std::to_string(actor - copies);
+  if (actor < copies) return order_->name(actor);
+  if (actor < matrices) return "an asynchronous copy of " + order_->name(actor - copies);
   if (actor < bulk) return "a product of warpgroup " + std::to_string(actor - matrices);
   return "a bulk copy of mbarrier " + std::to_string(actor - bulk);
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Happens-before by vector clocks, and the shadow of a block's shared memory that is judged by it.
+// Blocks of a cluster share the clocks: their threads are numbered one block after the other.
 //
 // An *actor* is whatever accesses memory in an order of its own: every thread, every thread's queue
 // of cp.async, every warpgroup's matrix unit, and the bulk copies of every mbarrier, whose epochs
@@ -31,13 +32,17 @@ constexpr int kMbarriers = 64;  // of a block
 
 class HappensBefore {
  public:
-  explicit HappensBefore(int threads);
+  HappensBefore(int threads, int blocks);
 
   Actor thread_actor(int thread) const { return thread; }
   Actor copy_actor(int thread) const { return threads_count_ + thread; }
   Actor matrix_actor(int thread) const { return 4 * threads_count_ + thread / kWarpgroupThreads; }
   Actor bulk_actor(int mbarrier) const { return matrix_actor(threads_count_ - 1) + 1 + mbarrier; }
-  int actors() const { return bulk_actor(kMbarriers); }
+  int actors() const { return bulk_actor(kMbarriers * blocks_); }
+
+  int block_of(int thread) const { return thread / (threads_count_ / blocks_); }
+  // How messages name a thread: by its place in its block.
+  std::string name(int thread) const;
 
   // The epoch of what `thread` does now.
   Epoch now(int thread) const { return threads_[thread].epoch; }
@@ -88,6 +93,11 @@ class HappensBefore {
   // The same for a thread that need not be among the releasing.
   void join(int thread, const Release& from);
 
+  // Whether operation `epoch` of `actor` was released.
+  bool released(const Release& from, Actor actor, Epoch epoch) const {
+    return epoch <= (*from.clock_)[static_cast<size_t>(actor)];
+  }
+
   // Operations of `actor` up to `epoch` are released.
   void release(Actor actor, Epoch epoch, Release& into) const;
 
@@ -102,7 +112,8 @@ class HappensBefore {
     Epoch matrix_done;
   };
 
-  int threads_count_;
+  int threads_count_;  // of all blocks
+  int blocks_;
   std::vector<State> threads_;
   // The last join: threads of a warp mostly repeat it.
   std::shared_ptr<const Clock> joined_base_, joined_from_, joined_;

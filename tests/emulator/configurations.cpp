@@ -23,9 +23,13 @@ int main(int argc, char** argv) {
   pair.c_in = static_cast<int>(arguments.number("c_in", c_mid));
   pair.c_mid = c_mid;
   for (const fused_inception::Sm90Configuration& row : fused_inception::kSm90Configurations) {
-    std::printf("sm90-%dx%d %d 1 %lld\n",
+    std::string cluster;
+    if (row.split > 1) cluster = "-split" + std::to_string(row.split);
+    if (row.multicast > 1) cluster = "-multicast" + std::to_string(row.multicast);
+    std::printf("sm90-%dx%d%s %d 1 %lld\n",
                 row.filters(),
                 row.pixels,
+                cluster.c_str(),
                 row.threads(),
                 static_cast<long long>(shared_bytes(row, pair)));
   }

@@ -34,8 +34,10 @@ void configure(const Options& options);
 enum class Access { kRead, kWrite, kReadWrite };
 void* allocate(const std::string& name, size_t bytes, Access access);
 
-// Runs `kernel` once per thread of every block. False where something went wrong: see `fault`.
-bool run_grid(int64_t blocks, int threads, int64_t shared_bytes, std::function<void()> kernel);
+// Runs `kernel` once per thread of every block, `cluster` neighbouring blocks together. False where
+// something went wrong: see `fault`.
+bool run_grid(
+    int64_t blocks, int threads, int64_t shared_bytes, int cluster, std::function<void()> kernel);
 
 int multiprocessors();
 

@@ -61,6 +61,17 @@ namespace fused_inception::device {
 
 using emulator::Site;
 
+// A tensor of three dimensions of 16-bit elements, the first contiguous, and a box of it; see
+// make_tensor_map.
+struct TensorMap {
+  const void* base;
+  int64_t sizes[3];
+  int64_t strides[2];  // bytes, of the second and third dimension
+  int box[3];
+  int swizzle;  // bytes
+  bool made;
+};
+
 // The emulator has every primitive of every architecture.
 constexpr bool kHasWgmma = true;
 
@@ -91,6 +102,41 @@ void mbarrier_wait(uint32_t barrier, int parity, Site site = Site::current());
 void fence_proxy_async(Site site = Site::current());
 void bulk_copy(uint32_t destination,
                const void* source,
+               int bytes,
+               uint32_t barrier,
+               Site site = Site::current());
+
+void bulk_copy_multicast(uint32_t destination,
+                         const void* source,
+                         int bytes,
+                         uint32_t barrier,
+                         uint16_t blocks,
+                         Site site = Site::current());
+void tensor_copy(uint32_t destination,
+                 const TensorMap& map,
+                 int x,
+                 int y,
+                 int z,
+                 uint32_t barrier,
+                 Site site = Site::current());
+void tensor_copy_multicast(uint32_t destination,
+                           const TensorMap& map,
+                           int x,
+                           int y,
+                           int z,
+                           uint32_t barrier,
+                           uint16_t blocks,
+                           Site site = Site::current());
+
+int cluster_rank();
+uint32_t map_rank(uint32_t address, int rank);
+void cluster_arrive(Site site = Site::current());
+void cluster_wait(Site site = Site::current());
+void mbarrier_arrive_remote(uint32_t barrier, Site site = Site::current());
+uint32_t remote_load(uint32_t address, Site site = Site::current());
+void remote_store(uint32_t address, uint32_t value, Site site = Site::current());
+void bulk_push(uint32_t destination,
+               uint32_t source,
                int bytes,
                uint32_t barrier,
                Site site = Site::current());

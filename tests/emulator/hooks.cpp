@@ -14,9 +14,12 @@ namespace {
 void access(bool write, const void* address, size_t bytes, const void* caller) {
   Block* block = current_block();
   if (block == nullptr) return;
-  const auto offset = static_cast<size_t>(static_cast<const char*>(address) - shared_window());
-  if (offset < kSharedWindow) {
+  const auto place = static_cast<size_t>(static_cast<const char*>(address) - shared_window(0));
+  if (place < kMaxCluster * kSharedWindow) {
+    const size_t offset = place % kSharedWindow;
     const int site = plain_site_number(caller);
+    if (static_cast<int>(place / kSharedWindow) != block->rank())
+      fail("a plain access to the shared memory of another block (" + site_name(site) + ")");
     if (offset < kSharedBase || offset + bytes > kSharedBase + block->shared_bytes()) {
       fail("out of bounds: " + std::string(write ? "writes " : "reads ") + std::to_string(bytes) +
            " bytes at offset " +

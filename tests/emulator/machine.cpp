@@ -92,15 +92,15 @@ void run_thread(void*) {
     if (!tile->returned[thread.index % kWarpgroupThreads])
       fail("exits with accumulators in flight: wgmma_finish is missing");
   }
-  block.current().exited = true;
+  block.exit_thread();
   block.leave();
 }
 
 }  // namespace
 
-char* shared_window() {
-  static char* const begin = reserve(kSharedWindow);
-  return begin;
+char* shared_window(int rank) {
+  static char* const begin = reserve(kMaxCluster * kSharedWindow);
+  return begin + static_cast<size_t>(rank) * kSharedWindow;
 }
 
 Block* current_block() {
@@ -138,7 +138,7 @@ void configure(const Options& chosen) {
 void fail(const std::string& message) {
   Block& block = *running_block;
   first_fault = "block " + std::to_string(block.index()) + ", thread " +
-                std::to_string(block.current().index) + ": " + message;
+                std::to_string(block.current().index % block.size()) + ": " + message;
   block.leave();
   std::abort();
 }
@@ -254,7 +254,8 @@ void touch_global(bool write, const void* address, size_t bytes, int site) {
 
 // Launches.
 
-bool run_grid(int64_t blocks, int threads, int64_t shared_bytes, std::function<void()> kernel) {
+bool run_grid(
+    int64_t blocks, int threads, int64_t shared_bytes, int cluster, std::function<void()> kernel) {
   if (threads < 1 || threads > 1024 || threads % kWarpSize != 0) {
     first_fault =
         "a block of " + plural(threads, "thread") + ": takes whole warps, up to 1024 threads";
@@ -263,19 +264,28 @@ bool run_grid(int64_t blocks, int threads, int64_t shared_bytes, std::function<v
   } else if (shared_bytes < 0 || shared_bytes > options.shared_limit) {
     first_fault = "a block asks for " + std::to_string(shared_bytes) +
                   " bytes of shared memory, the limit is " + std::to_string(options.shared_limit);
+  } else if (cluster < 1 || cluster > kMaxCluster || blocks % cluster != 0) {
+    first_fault = "a cluster of " + plural(cluster, "block") + " in a grid of " +
+                  std::to_string(blocks) + ": takes 1 to 8, and whole clusters";
+  } else if (cluster > 1 && threads % kWarpgroupThreads != 0) {
+    first_fault = "a cluster of blocks of " + std::to_string(threads) +
+                  " threads: the emulator takes whole warpgroups";
   }
   if (!first_fault.empty()) return false;
   for (Buffer& buffer : buffers)
     std::fill(buffer.state.begin(), buffer.state.end(), uint8_t{Buffer::kUntouched});
-  while (fibers.size() < static_cast<size_t>(threads))
+  while (fibers.size() < static_cast<size_t>(threads * cluster))
     fibers.push_back(std::make_unique<Fiber>());
-  for (int64_t i = 0; i < blocks && first_fault.empty(); ++i) {
-    unpoison(shared_window(), kSharedWindow);
-    std::memset(shared_window(), 0xff, kSharedBase + static_cast<size_t>(shared_bytes));
-    poison(shared_window(), kSharedBase);
-    poison(shared_window() + kSharedBase + shared_bytes,
-           kSharedWindow - kSharedBase - static_cast<size_t>(shared_bytes));
-    Block(i, blocks, threads, static_cast<size_t>(shared_bytes), options).run(kernel);
+  for (int64_t i = 0; i < blocks && first_fault.empty(); i += cluster) {
+    for (int rank = 0; rank < cluster; ++rank) {
+      char* const window = shared_window(rank);
+      unpoison(window, kSharedWindow);
+      std::memset(window, 0xff, kSharedBase + static_cast<size_t>(shared_bytes));
+      poison(window, kSharedBase);
+      poison(window + kSharedBase + shared_bytes,
+             kSharedWindow - kSharedBase - static_cast<size_t>(shared_bytes));
+    }
+    Block(i, blocks, threads, static_cast<size_t>(shared_bytes), cluster, options).run(kernel);
   }
   return first_fault.empty();
 }
@@ -292,19 +302,25 @@ Landing choose_landing(const Options& chosen, std::mt19937_64& random) {
 
 }  // namespace
 
-Block::Block(int64_t index, int64_t grid, int threads, size_t shared_bytes, const Options& chosen)
+Block::Block(int64_t index,
+             int64_t grid,
+             int threads_of_a_block,
+             size_t shared_bytes,
+             int cluster,
+             const Options& chosen)
     : index_(index),
       grid_(grid),
+      size_(threads_of_a_block),
       shared_bytes_(shared_bytes),
       races_(chosen.races),
       random_(chosen.seed * 0x9e3779b97f4a7c15u + static_cast<uint64_t>(index)),
-      order_(threads),
-      shadow_(chosen.races ? shared_bytes : 0, &order_),
+      order_(threads_of_a_block, cluster),
+      blocks_(static_cast<size_t>(cluster), BlockState(chosen.races ? shared_bytes : 0, &order_)),
       async_(order_.actors(), choose_landing(chosen, random_)),
-      threads_(static_cast<size_t>(threads)),
-      warps_(static_cast<size_t>(threads / kWarpSize)),
+      threads_(static_cast<size_t>(threads_of_a_block * cluster)),
+      warps_(threads_.size() / kWarpSize),
       priority_(warps_.size()),
-      warpgroups_(static_cast<size_t>((threads + kWarpgroupThreads - 1) / kWarpgroupThreads)) {
+      warpgroups_((threads_.size() + kWarpgroupThreads - 1) / kWarpgroupThreads) {
   if (chosen.swarm) {
     constexpr Policy kPolicies[] = {
         Policy::kRandom, Policy::kWarpPriority, Policy::kLastInFirstOut};
@@ -316,7 +332,7 @@ Block::Block(int64_t index, int64_t grid, int threads, size_t shared_bytes, cons
   }
   for (uint64_t& priority : priority_)
     priority = random_();
-  for (int i = 0; i < threads; ++i) {
+  for (int i = 0; i < static_cast<int>(threads_.size()); ++i) {
     threads_[static_cast<size_t>(i)].index = i;
     threads_[static_cast<size_t>(i)].warp = i / kWarpSize;
     threads_[static_cast<size_t>(i)].lane = i % kWarpSize;
@@ -327,9 +343,9 @@ void Block::run(const std::function<void()>& kernel) {
   running_block = this;
   running_kernel = &kernel;
   const auto exited = [](const Thread& thread) { return thread.exited; };
-  for (int i = 0; i < size(); ++i) {
-    fibers[static_cast<size_t>(i)]->start(run_thread, nullptr);
-    wake(i);
+  for (size_t i = 0; i < threads_.size(); ++i) {
+    fibers[i]->start(run_thread, nullptr);
+    wake(static_cast<int>(i));
   }
   for (uint64_t switches = 1;; ++switches) {
     if (landing_interval_ != 0 && switches % landing_interval_ == 0) async_.land_one(random_);
@@ -451,7 +467,7 @@ void Block::collective(
 }
 
 bool Block::arrive(int barrier, int threads, int first_thread, bool waits) {
-  Barrier& b = barriers_[barrier];
+  Barrier& b = blocks_[static_cast<size_t>(rank_of(first_thread))].barriers[barrier];
   if (b.arrived == 0) {
     b.threads = threads;
   } else if (b.threads != threads) {
@@ -483,6 +499,15 @@ void Block::maybe_yield() {
 }
 
 char* Block::resolve(uint32_t address, size_t bytes, size_t alignment, const char* what) {
+  if (address >> kRankShift != 0)
+    fail(std::string(what) + " at an address of map_rank: takes one of the block itself");
+  return locate(address, bytes, alignment, what).host;
+}
+
+Place Block::locate(uint32_t address, size_t bytes, size_t alignment, const char* what) {
+  const int mapped = static_cast<int>(address >> kRankShift);
+  const int target = mapped == 0 ? rank() : mapped - 1;
+  address &= (1u << kRankShift) - 1;
   if (address % alignment != 0) {
     fail(std::string("misaligned: ") + what + " at shared address " + std::to_string(address) +
          ", takes multiples of " + std::to_string(alignment));
@@ -493,19 +518,83 @@ char* Block::resolve(uint32_t address, size_t bytes, size_t alignment, const cha
          std::to_string(static_cast<int64_t>(address) - static_cast<int64_t>(kSharedBase)) +
          " of shared memory, of which the block has " + std::to_string(shared_bytes_));
   }
-  return shared_window() + address;
+  if (target != rank()) {
+    if (current().cluster_phases == 0)
+      fail(std::string(what) + " in another block, before any wait for the cluster's barrier");
+    require_alive(target, what);
+  }
+  return {target, address, shared_window(target) + address};
 }
 
-void Block::touch(bool write,
-                  size_t offset,
-                  size_t bytes,
-                  const Shadow::Issuer& issuer,
-                  Actor actor,
-                  Epoch epoch,
-                  int site) {
+void Block::touch_block(int rank,
+                        bool write,
+                        size_t offset,
+                        size_t bytes,
+                        const Shadow::Issuer& issuer,
+                        Actor actor,
+                        Epoch epoch,
+                        int site) {
   if (!races_) return;
-  const std::string wrong = shadow_.access(write, offset, bytes, issuer, actor, epoch, site);
+  Shadow& shadow = blocks_[static_cast<size_t>(rank)].shadow;
+  const std::string wrong = shadow.access(write, offset, bytes, issuer, actor, epoch, site);
   if (!wrong.empty()) fail(wrong);
+}
+
+// Clusters.
+
+void Block::visit(int rank, Actor actor, Epoch epoch, int site) {
+  BlockState::Visit& visit = blocks_[static_cast<size_t>(rank)].visits[actor];
+  if (epoch >= visit.epoch) visit = {epoch, site};
+}
+
+void Block::require_alive(int rank, const char* what) {
+  if (blocks_[static_cast<size_t>(rank)].exited == size_)
+    fail(std::string(what) + " in block " + std::to_string(index_ + rank) + ", which has ended");
+}
+
+void Block::arrive_cluster() {
+  Thread& thread = current();
+  if (thread.arrived) fail("cluster_arrive twice without cluster_wait");
+  thread.arrived = true;
+  order_.release(thread.index, cluster_barrier_.release);
+  if (++cluster_barrier_.arrived < static_cast<int>(threads_.size())) return;
+  for (const int other : cluster_barrier_.waiting)
+    wake(other);
+  cluster_barrier_.waiting.clear();
+  cluster_barrier_.complete = std::move(cluster_barrier_.release);
+  cluster_barrier_.release = {};
+  cluster_barrier_.arrived = 0;
+  ++cluster_barrier_.phases;
+}
+
+void Block::wait_cluster(int site) {
+  Thread& thread = current();
+  if (!thread.arrived) fail("cluster_wait without cluster_arrive");
+  if (cluster_barrier_.phases == thread.cluster_phases) {
+    cluster_barrier_.waiting.push_back(thread.index);
+    suspend("cluster_wait", site);
+  }
+  thread.arrived = false;
+  ++thread.cluster_phases;
+  order_.join(thread.index, cluster_barrier_.complete);
+}
+
+void Block::exit_thread() {
+  Thread& thread = current();
+  if (thread.arrived) fail("exits between cluster_arrive and cluster_wait");
+  thread.exited = true;
+  BlockState& state = blocks_[static_cast<size_t>(rank())];
+  if (++state.exited < size_ || state.visits.empty()) return;
+  // The memory goes. Nobody else may be at work in it: what others did has to be ordered before
+  // the end of one of the block's threads.
+  HappensBefore::Release all;
+  for (int i = 0; i < size_; ++i)
+    order_.release(rank() * size_ + i, all);
+  for (const auto& [actor, visit] : state.visits) {
+    if (!order_.released(all, actor, visit.epoch))
+      fail("ends while another block may still be at work in its shared memory (" +
+           site_name(visit.site) + ")");
+  }
 }
 
 }  // namespace emulator

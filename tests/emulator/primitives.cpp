@@ -241,7 +241,7 @@ bool perform_mma(Block&, int, void* const* arguments) {
 }  // namespace
 
 void* dynamic_smem() {
-  return shared_window() + kSharedBase;
+  return shared_window(block().rank()) + kSharedBase;
 }
 
 void named_barrier(int id, int threads, bool waits, const Site& site) {
@@ -304,7 +304,7 @@ namespace fused_inception::device {
 using emulator::current_block;
 
 int thread_index() {
-  return current_block()->current().index;
+  return current_block()->current().index % current_block()->size();
 }
 int block_index() {
   return static_cast<int>(current_block()->index());
@@ -318,7 +318,8 @@ void trap() {
 }
 
 uint32_t smem_u32(const void* pointer) {
-  const std::ptrdiff_t offset = static_cast<const char*>(pointer) - emulator::shared_window();
+  const std::ptrdiff_t offset =
+      static_cast<const char*>(pointer) - emulator::shared_window(current_block()->rank());
   const auto end =
       static_cast<std::ptrdiff_t>(emulator::kSharedBase + current_block()->shared_bytes());
   if (offset < 0 || offset > end)

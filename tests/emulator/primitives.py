@@ -13,6 +13,7 @@ from tests.emulator import programs
 from tests.emulator.programs import HOOKED, Report, Variant
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+SPANS = (32, 64, 128)  # bytes of a swizzle
 
 
 class Case(NamedTuple):
@@ -25,6 +26,8 @@ class Case(NamedTuple):
     threads: int = 32
     blocks: int = 1
     shared_bytes: int = 0
+    cluster: int = 1
+    tensor_map: dict[str, int] | None = None  # of `first`
 
 
 def run_primitive(
@@ -47,8 +50,12 @@ def run_primitive(
         threads=case.threads,
         blocks=case.blocks,
         shared_bytes=case.shared_bytes,
+        cluster=case.cluster,
+        **case.tensor_map or {},
         **options,
     )
+    if report.refused:
+        return case.expected.new_zeros(0), report
     return programs.load(folder / "output", case.expected.dtype), report
 
 
@@ -153,6 +160,127 @@ def wgmma(
     )
 
 
+def swizzled(image: torch.Tensor, span: int) -> torch.Tensor:
+    """Rows of `span` bytes as 16-byte pieces that have changed places, from offset 0 on.
+
+    `image` is (rows, span / 2) of 16-bit elements; piece `i` of row `r` goes to the place whose
+    bits are those of `i` and the address bits from 128 up, one against the other.
+    """
+    if span == 0:
+        return image
+    pieces = image.reshape(-1, 8)
+    address = 16 * torch.arange(len(pieces))
+    moved = address ^ ((address >> 7 & (span // 16 - 1)) << 4)
+    out = torch.empty_like(pieces)
+    out[moved // 16] = pieces
+    return out.view(image.shape)
+
+
+def wgmma_swizzled(dtype: str, span: int, seed: int, *, k: int = 128) -> Case:
+    columns = 80
+    a = _integers((64, k), 8, seed).to(DTYPES[dtype])
+    b = _integers((columns, k), 8, seed + 1).to(DTYPES[dtype])
+
+    def in_memory(operand: torch.Tensor) -> torch.Tensor:  # [k / span][row][span]
+        spans = operand.view(len(operand), -1, span // 2).transpose(0, 1)
+        return swizzled(spans.reshape(-1, span // 2), span)
+
+    return Case(
+        in_memory(a),
+        (a.float() @ b.float().T).flatten(),
+        in_memory(b),
+        torch.tensor([k], dtype=torch.int32),
+        threads=128,
+        shared_bytes=2 * k * (64 + columns),
+    )
+
+
+def tensor_copy(
+    span: int,
+    seed: int,
+    *,
+    sizes: tuple[int, int, int] = (40, 5, 7),
+    box: tuple[int, int, int] | None = None,
+    start: tuple[int, int, int] = (-8, -2, 3),
+) -> Case:
+    """A box that hangs over the tensor on every side where the start or the sizes make it."""
+    width = span // 2 if span else 8
+    x, y, z = box or (width, 9, 6)
+    tensor = _integers(sizes[::-1], 2**15 - 1, seed).to(torch.int16)
+    padded = torch.zeros(z, y, x, dtype=torch.int16)
+    at = [torch.arange(s, s + n) for s, n in zip(start, (x, y, z), strict=True)]
+    k, j, i = torch.meshgrid(*at[::-1], indexing="ij")
+    inside = (i >= 0) & (i < sizes[0]) & (j >= 0) & (j < sizes[1]) & (k >= 0) & (k < sizes[2])
+    padded[inside] = tensor[k[inside], j[inside], i[inside]]
+    size0, size1, size2 = sizes
+    return Case(
+        tensor,
+        swizzled(padded.view(-1, x), span).flatten(),
+        torch.tensor(start, dtype=torch.int32),
+        torch.tensor([2 * x * y * z], dtype=torch.int32),
+        threads=64,
+        shared_bytes=2 * x * y * z + 16,
+        tensor_map={
+            "size0": size0, "size1": size1, "size2": size2,
+            "stride1": 2 * size0, "stride2": 2 * size0 * size1,
+            "box0": x, "box1": y, "box2": z, "swizzle": span,
+        },
+    )  # fmt: skip
+
+
+# By what hangs over the tensor.
+TENSOR_COPIES: dict[str, dict[str, Any]] = {
+    "inside": {"start": (16, 1, 2), "box": (8, 3, 4)},
+    "before the tensor": {"start": (-8, -3, -2), "box": (16, 9, 5)},
+    "past its end": {"start": (32, 3, 5), "box": (24, 4, 7)},
+    "outside": {"start": (0, 5, 0), "box": (8, 4, 1)},
+    "all of it and more": {"start": (-8, -1, -1), "box": (56, 9, 11)},
+}
+
+
+def remote_memory(seed: int) -> Case:
+    values = _integers((2, 4, 128), 2**30, seed).to(torch.int32)
+    rank = torch.arange(4, dtype=torch.int32)[None, :, None].expand_as(values)
+    return Case(
+        values,
+        torch.stack([rank, values.roll(-1, 1), ~values.roll(1, 1)], -1).flatten(),
+        torch.tensor([4], dtype=torch.int32),
+        threads=128,
+        blocks=8,
+        shared_bytes=1024,
+        cluster=4,
+    )
+
+
+def multicast(tensor: bool, seed: int) -> Case:
+    pieces = _integers((2, 4, 32, 8), 2**15 - 1, seed).to(torch.int16)  # cluster, piece, chunk
+    return Case(
+        pieces,
+        pieces[:, None].expand(2, 4, 4, 32, 8).flatten(),
+        threads=128,
+        blocks=8,
+        shared_bytes=2 * 512 + 128,
+        cluster=4,
+        tensor_map={
+            "size0": 8, "size1": 32, "size2": 8, "stride1": 16, "stride2": 512,
+            "box0": 8, "box1": 8, "box2": 1,
+        } if tensor else None,
+    )  # fmt: skip
+
+
+def bulk_push(seed: int) -> Case:
+    pieces = _integers((2, 2, 4, 32, 4), 2**30, seed).to(torch.int32)  # cluster, rank, piece, chunk
+    return Case(
+        pieces,
+        pieces.flip(1).flatten(),
+        torch.tensor([2], dtype=torch.int32),
+        threads=128,
+        blocks=4,
+        shared_bytes=2 * 512 + 16,
+        cluster=2,
+    )
+
+
 def registers(seed: int) -> Case:
     values = _integers((256,), 1000, seed).to(torch.int32)
     return Case(values, values, threads=256)
@@ -246,7 +374,14 @@ SM90_KERNELS: dict[str, Callable[[int], Case]] = {
     **{f"stmatrix_x{n}": partial(stmatrix, n, False) for n in (1, 2, 4)},
     **{f"stmatrix_x{n}_transposed": partial(stmatrix, n, True) for n in (1, 2, 4)},
     "bulk_copy": bulk_copy,
-    **{f"wgmma_{d}_{n}": partial(wgmma, d, n) for d in DTYPES for n in (80, 160)},
+    **{f"wgmma_{d}_{n}": partial(wgmma, d, n) for d in DTYPES for n in (48, 80, 96, 160)},
+    **{f"wgmma_swizzled_float16_{n}": partial(wgmma_swizzled, "float16", n) for n in SPANS},
+    "wgmma_swizzled_bfloat16_64": partial(wgmma_swizzled, "bfloat16", 64),
+    "tensor_copy": partial(tensor_copy, 64),
+    "remote_memory": remote_memory,
+    "bulk_copy_multicast": partial(multicast, False),
+    "tensor_copy_multicast": partial(multicast, True),
+    "bulk_push": bulk_push,
     "registers": registers,
 }
 KERNELS: dict[str, Callable[[int], Case]] = {

@@ -7,6 +7,7 @@
 namespace {
 
 using namespace fused_inception;
+using device::Swizzle;
 
 struct PrimitiveParams {
   const void* first;
@@ -14,6 +15,7 @@ struct PrimitiveParams {
   const void* third;
   void* output;
   int32_t count;
+  device::TensorMap map;  // of `first`
 };
 
 template <typename T>
@@ -146,6 +148,205 @@ __global__ void __launch_bounds__(128) wgmma_kernel(const __grid_constant__ Prim
       const int row = device::wgmma_row(thread, i), column = device::wgmma_column(thread, i);
       out<float>(p.output)[row * kColumns + column] = d[i];
     }
+  } else {
+    device::trap();
+  }
+}
+
+// The same with operands that are stored in spans of the swizzle already: [k / span][row][span],
+// 64 rows of a and kColumns of b. third: K.
+template <typename element_t, Swizzle kSwizzle>
+__global__ void __launch_bounds__(128)
+    wgmma_swizzled_kernel(const __grid_constant__ PrimitiveParams p) {
+  if constexpr (device::kHasWgmma) {
+    constexpr int kColumns = 80, kSpan = static_cast<int>(kSwizzle);
+    const int k = in<int32_t>(p.third)[0], pieces = k / 8;
+    auto* a = device::dynamic_smem<device::Chunk>();
+    device::Chunk* b = a + 64 * pieces;
+    const int thread = device::thread_index();
+    for (int i = thread; i < 64 * pieces; i += 128)
+      a[i] = in<device::Chunk>(p.first)[i];
+    for (int i = thread; i < kColumns * pieces; i += 128)
+      b[i] = in<device::Chunk>(p.second)[i];
+    device::fence_proxy_async();
+    device::block_sync();
+    float d[kColumns / 2];
+    device::wgmma_fence(d);
+    for (int i = 0; i < k / 16; ++i) {
+      const auto span = static_cast<uint32_t>(32 * i / kSpan);
+      const auto inside = static_cast<uint32_t>(32 * i % kSpan);
+      device::wgmma_m64k16<element_t>(
+          d,
+          device::swizzled_descriptor<kSwizzle>(device::smem_u32(a) + span * 64 * kSpan + inside,
+                                                8 * kSpan),
+          device::swizzled_descriptor<kSwizzle>(
+              device::smem_u32(b) + span * kColumns * kSpan + inside, 8 * kSpan),
+          i > 0);
+    }
+    device::wgmma_commit();
+    device::wgmma_finish(d);
+#pragma unroll
+    for (int i = 0; i < kColumns / 2; ++i) {
+      const int row = device::wgmma_row(thread, i), column = device::wgmma_column(thread, i);
+      out<float>(p.output)[row * kColumns + column] = d[i];
+    }
+  } else {
+    device::trap();
+  }
+}
+
+// second: where the box begins; output: the box as it lies in shared memory, `count` bytes.
+__global__ void tensor_copy_kernel(const __grid_constant__ PrimitiveParams p) {
+  if constexpr (device::kHasWgmma) {
+    const int bytes = in<int32_t>(p.third)[0];
+    auto* box = device::dynamic_smem<device::Chunk>();
+    const uint32_t full = device::smem_u32(box) + static_cast<uint32_t>(bytes);
+    const int thread = device::thread_index();
+    if (thread == 0) {
+      device::mbarrier_init(full, 1);
+      device::mbarrier_init_fence();
+    }
+    device::block_sync();
+    if (thread == 0) {
+      const int32_t* start = in<int32_t>(p.second);
+      device::mbarrier_arrive_expect_tx(full, bytes);
+      device::tensor_copy(device::smem_u32(box), p.map, start[0], start[1], start[2], full);
+    }
+    device::mbarrier_wait(full, 0);
+    for (int i = thread; i < bytes / 16; i += p.count)
+      out<device::Chunk>(p.output)[i] = box[i];
+  } else {
+    device::trap();
+  }
+}
+
+// A cluster: every thread gives a number to the block before its own, which fetches it, and one to
+// the block after its own, which gets it; output: [block][thread][rank, fetched, got].
+__global__ void remote_memory_kernel(const __grid_constant__ PrimitiveParams p) {
+  if constexpr (device::kHasWgmma) {
+    auto* shared = device::dynamic_smem<uint32_t>();
+    const int thread = device::thread_index(), rank = device::cluster_rank();
+    const int blocks = in<int32_t>(p.second)[0];
+    const int i = device::block_index() * p.count + thread;
+    const uint32_t value = in<uint32_t>(p.first)[i];
+    shared[thread] = value;
+    device::cluster_arrive();
+    device::cluster_wait();
+    const uint32_t here = device::smem_u32(shared + thread);
+    const uint32_t fetched = device::remote_load(device::map_rank(here, (rank + 1) % blocks));
+    device::remote_store(device::map_rank(here + 4 * p.count, (rank + 1) % blocks), ~value);
+    device::cluster_arrive();
+    device::cluster_wait();
+    out<uint32_t>(p.output)[3 * i] = static_cast<uint32_t>(rank);
+    out<uint32_t>(p.output)[3 * i + 1] = fetched;
+    out<uint32_t>(p.output)[3 * i + 2] = shared[p.count + thread];
+  } else {
+    device::trap();
+  }
+}
+
+enum class Way { kBulk, kTensor };
+
+// first: [cluster][4 pieces][32 chunks]. Every block copies its quarter of each piece of its
+// cluster to all four blocks of it, into a ring of two; output: [block][4 pieces][32 chunks].
+template <Way kWay>
+__global__ void multicast_kernel(const __grid_constant__ PrimitiveParams p) {
+  if constexpr (device::kHasWgmma) {
+    constexpr int kPieces = 4, kBlocks = 4, kPart = 8;
+    struct Storage {
+      alignas(128) device::Chunk ring[2][kBlocks * kPart];
+      uint64_t full[2], empty[2];
+    };
+    auto& s = *device::dynamic_smem<Storage>();
+    const int warp = device::thread_index() / 32, lane = device::thread_index() % 32;
+    const int rank = device::cluster_rank();
+    if (device::thread_index() == 0) {
+      for (int i = 0; i < 2; ++i) {
+        device::mbarrier_init(device::smem_u32(&s.full[i]), 1);
+        device::mbarrier_init(device::smem_u32(&s.empty[i]), kBlocks);
+      }
+      device::mbarrier_init_fence();
+    }
+    device::cluster_arrive();
+    device::cluster_wait();
+    for (int i = 0; i < kPieces; ++i) {
+      const uint32_t full = device::smem_u32(&s.full[i % 2]);
+      const uint32_t empty = device::smem_u32(&s.empty[i % 2]);
+      if (warp == 0 && lane == 0) {
+        device::mbarrier_wait(empty, (i / 2 + 1) % 2);
+        device::mbarrier_arrive_expect_tx(full, kBlocks * kPart * 16);
+        const uint32_t target = device::smem_u32(&s.ring[i % 2][kPart * rank]);
+        const int piece = kPieces * (device::block_index() / kBlocks) + i;
+        const int chunk = kBlocks * kPart * piece + kPart * rank;
+        if constexpr (kWay == Way::kBulk) {
+          device::bulk_copy_multicast(
+              target, in<device::Chunk>(p.first) + chunk, kPart * 16, full, 15);
+        } else {
+          device::tensor_copy_multicast(target, p.map, 0, kPart * rank, piece, full, 15);
+        }
+      } else if (warp == 1) {
+        device::mbarrier_wait(full, i / 2 % 2);
+        out<device::Chunk>(p.output)[(kPieces * device::block_index() + i) * 32 + lane] =
+            s.ring[i % 2][lane];
+        device::fence_proxy_async();
+        device::warp_sync();
+        if (lane < kBlocks) device::mbarrier_arrive_remote(device::map_rank(empty, lane));
+      }
+    }
+    device::cluster_arrive();
+    device::cluster_wait();
+  } else {
+    device::trap();
+  }
+}
+
+// first: [block][4 pieces][32 chunks]. Every block stores its pieces and pushes each to the next
+// block of its cluster of two or four, which reads it; output: [block][4 pieces][32 chunks].
+__global__ void bulk_push_kernel(const __grid_constant__ PrimitiveParams p) {
+  if constexpr (device::kHasWgmma) {
+    constexpr int kPieces = 4;
+    struct Storage {
+      device::Chunk leaving[32], coming[32];
+      uint64_t full, empty;
+    };
+    auto& s = *device::dynamic_smem<Storage>();
+    const int warp = device::thread_index() / 32, lane = device::thread_index() % 32;
+    const int blocks = in<int32_t>(p.second)[0], rank = device::cluster_rank();
+    const uint32_t full = device::smem_u32(&s.full), empty = device::smem_u32(&s.empty);
+    if (device::thread_index() == 0) {
+      device::mbarrier_init(full, 1);
+      device::mbarrier_init(empty, 1);
+      device::mbarrier_init_fence();
+    }
+    device::cluster_arrive();
+    device::cluster_wait();
+    for (int i = 0; i < kPieces; ++i) {
+      const int chunk = (kPieces * device::block_index() + i) * 32 + lane;
+      if (warp == 0) {
+        // The next block has read the piece before, so that it has arrived as well.
+        device::mbarrier_wait(empty, (i + 1) % 2);
+        s.leaving[lane] = in<device::Chunk>(p.first)[chunk];
+        device::fence_proxy_async();
+        device::warp_sync();
+        if (lane == 0) {
+          const int next = (rank + 1) % blocks;
+          device::bulk_push(device::map_rank(device::smem_u32(s.coming), next),
+                            device::smem_u32(s.leaving),
+                            512,
+                            device::map_rank(full, next));
+        }
+      } else if (warp == 1) {
+        if (lane == 0) device::mbarrier_arrive_expect_tx(full, 512);
+        device::mbarrier_wait(full, i % 2);
+        out<device::Chunk>(p.output)[chunk] = s.coming[lane];
+        device::fence_proxy_async();
+        device::warp_sync();
+        if (lane == 0)
+          device::mbarrier_arrive_remote(device::map_rank(empty, (rank + blocks - 1) % blocks));
+      }
+    }
+    device::cluster_arrive();
+    device::cluster_wait();
   } else {
     device::trap();
   }
@@ -302,9 +503,22 @@ Kernel kernel_of(const std::string& name) {
   if (name == "stmatrix_x4_transposed") return stmatrix_kernel<4, true>;
   if (name == "bulk_copy") return bulk_copy_kernel;
   if (name == "wgmma_float16_80") return wgmma_kernel<Float16, 80>;
+  if (name == "wgmma_float16_48") return wgmma_kernel<Float16, 48>;
+  if (name == "wgmma_bfloat16_48") return wgmma_kernel<BFloat16, 48>;
+  if (name == "wgmma_float16_96") return wgmma_kernel<Float16, 96>;
+  if (name == "wgmma_bfloat16_96") return wgmma_kernel<BFloat16, 96>;
   if (name == "wgmma_float16_160") return wgmma_kernel<Float16, 160>;
   if (name == "wgmma_bfloat16_80") return wgmma_kernel<BFloat16, 80>;
   if (name == "wgmma_bfloat16_160") return wgmma_kernel<BFloat16, 160>;
+  if (name == "wgmma_swizzled_float16_32") return wgmma_swizzled_kernel<Float16, Swizzle::k32>;
+  if (name == "wgmma_swizzled_float16_64") return wgmma_swizzled_kernel<Float16, Swizzle::k64>;
+  if (name == "wgmma_swizzled_float16_128") return wgmma_swizzled_kernel<Float16, Swizzle::k128>;
+  if (name == "wgmma_swizzled_bfloat16_64") return wgmma_swizzled_kernel<BFloat16, Swizzle::k64>;
+  if (name == "tensor_copy") return tensor_copy_kernel;
+  if (name == "remote_memory") return remote_memory_kernel;
+  if (name == "bulk_copy_multicast") return multicast_kernel<Way::kBulk>;
+  if (name == "tensor_copy_multicast") return multicast_kernel<Way::kTensor>;
+  if (name == "bulk_push") return bulk_push_kernel;
   if (name == "registers") return registers_kernel;
   if (name == "grid_size") return grid_size_kernel;
   if (name == "mma_float16") return mma_kernel<Float16>;
@@ -340,12 +554,25 @@ int main(int argc, char** argv) {
   params.output = output.get();
   const int threads = static_cast<int>(arguments.number("threads"));
   params.count = threads;
+  if (arguments.number("box0", 0) != 0) {
+    const auto number = [&](const char* key) { return static_cast<int>(arguments.number(key)); };
+    const int64_t sizes[3] = {number("size0"), number("size1"), number("size2")};
+    const int64_t strides[2] = {number("stride1"), number("stride2")};
+    const int box[3] = {number("box0"), number("box1"), number("box2")};
+    const auto swizzle = static_cast<Swizzle>(arguments.number("swizzle", 0));
+    if (device::make_tensor_map(params.map, params.first, sizes, strides, box, swizzle) !=
+        device::kSuccess) {
+      std::printf("refused\n");
+      return 1;
+    }
+  }
   device::launch(kernel_of(arguments.text("kernel")),
                  arguments.number("blocks", 1),
                  threads,
                  static_cast<int>(arguments.number("shared_bytes", 0)),
                  nullptr,
-                 params);
+                 params,
+                 static_cast<int>(arguments.number("cluster", 1)));
   const int result = driver::report();
   output.save(arguments.text("output"));
   return result;

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "tests" / "emulator"
 CACHE = ROOT / "build" / "emulator"
 
-RUNTIME = ("fiber", "clocks", "machine", "primitives", "warpgroup", "hooks")
+RUNTIME = ("fiber", "clocks", "machine", "primitives", "bulk", "warpgroup", "hooks")
 COMMON_FLAGS = (
     "-std=c++20", "-I", "csrc", "-I", "tests", "-g1",
     "-Wall", "-Wextra", "-Werror",
@@ -195,6 +195,7 @@ class Report:
         refused: whether the launcher took the problem for one that the configuration cannot run.
         sites: synchronizing calls that ran, "file:line" to the primitive's name.
         matrices, conflicts: loaded by ldmatrix, and the extra times it had to ask a bank.
+        blocks, nanoseconds: of a probe's launch; the second on a device only.
     """
 
     fault: str = ""
@@ -202,6 +203,8 @@ class Report:
     sites: dict[str, str] = field(default_factory=dict)
     matrices: int = 0
     conflicts: int = 0
+    blocks: int = 0
+    nanoseconds: int = 0
 
 
 ENVIRONMENT = {

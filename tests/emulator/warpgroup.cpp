@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The primitives of sm_90: mbarriers, bulk copies, and products of a warpgroup in shared memory.
+// Products of a warpgroup on operands in shared memory.
 #include "emulator/machine.h"
 
 #include <algorithm>
@@ -13,81 +13,6 @@ Block& block() {
   return *current_block();
 }
 
-Mbarrier& mbarrier_at(uint32_t address, const char* primitive, int site) {
-  Block& b = block();
-  b.resolve(address, 8, 8, primitive);
-  const auto found = b.mbarriers().find(address);
-  if (found == b.mbarriers().end())
-    fail(std::string(primitive) + " of an mbarrier that nobody has initialised");
-  // Whoever uses it has to be ordered after its initialisation.
-  const Thread& thread = b.current();
-  b.touch(false,
-          address - kSharedBase,
-          8,
-          thread.index,
-          b.order().thread_actor(thread.index),
-          b.order().now(thread.index),
-          site);
-  if (!found->second.known) fail(std::string(primitive) + ": mbarrier_init_fence is missing");
-  return found->second;
-}
-
-void complete_where_due(Block& b, Mbarrier& barrier) {
-  if (barrier.pending > 0 || barrier.bytes != 0) return;
-  ++barrier.phase;
-  barrier.pending = barrier.arrivals;
-  barrier.complete = std::move(barrier.next);
-  barrier.next = {};
-  for (const int thread : barrier.waiting)
-    b.wake(thread);
-  barrier.waiting.clear();
-}
-
-void arrive(const char* primitive, uint32_t address, int bytes, const Site& site) {
-  const int number = site_number(site);
-  if (skipped(number, primitive)) return;
-  Block& b = block();
-  b.maybe_yield();
-  Mbarrier& barrier = mbarrier_at(address, primitive, number);
-  if (barrier.pending == 0)
-    fail(std::string(primitive) + ": more arrivals in a phase than the mbarrier was made for");
-  barrier.bytes += bytes;
-  --barrier.pending;
-  b.order().release(b.current().index, barrier.next);
-  complete_where_due(b, barrier);
-}
-
-class BulkCopy : public AsyncOperation {
- public:
-  BulkCopy(Block& block,
-           Mbarrier& barrier,
-           Actor actor,
-           Epoch phase,
-           char* destination,
-           const void* source,
-           int bytes)
-      : AsyncOperation(actor, phase),
-        block_(block),
-        barrier_(barrier),
-        destination_(destination),
-        source_(source),
-        bytes_(bytes) {}
-
-  void land() override {
-    std::memcpy(destination_, source_, static_cast<size_t>(bytes_));
-    barrier_.bytes -= bytes_;
-    block_.order().release(actor, epoch, barrier_.next);
-    complete_where_due(block_, barrier_);
-  }
-
- private:
-  Block& block_;
-  Mbarrier& barrier_;
-  char* destination_;
-  const void* source_;
-  int bytes_;
-};
-
 // One thread's part of a product.
 struct WgmmaCall {
   Element element;
@@ -99,22 +24,34 @@ struct WgmmaCall {
   int site;
 };
 
-// An operand, decoded: K-major, no swizzle. Row r, element k is at
-// start + r / 8 row_stride + r % 8 * 16 + k / 8 k_stride + k % 8 * 2.
+// An operand, decoded: K-major. Without a swizzle row r, element k is at
+// start + r / 8 row_stride + r % 8 * 16 + k / 8 k_stride + k % 8 * 2; with one of `span` bytes it
+// is at start + r / 8 row_stride + r % 8 span + k * 2, and then the 16-byte pieces change places.
 struct Operand {
-  uint32_t start, k_stride, row_stride;
+  uint32_t start, k_stride, row_stride, span;
 
   explicit Operand(uint64_t descriptor)
       : start(static_cast<uint32_t>(descriptor & 0x3fff) << 4),
         k_stride(static_cast<uint32_t>(descriptor >> 16 & 0x3fff) << 4),
-        row_stride(static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4) {
-    constexpr uint64_t kKnown = 0x3fffull | 0x3fffull << 16 | 0x3fffull << 32;
+        row_stride(static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4),
+        span((256u >> (descriptor >> 62)) & 255u) {
+    constexpr uint64_t kKnown = 0x3fffull | 0x3fffull << 16 | 0x3fffull << 32 | 3ull << 62;
     if ((descriptor & ~kKnown) != 0)
-      fail("a matrix descriptor with a swizzle or a base offset: neither is modelled");
+      fail("a matrix descriptor with a base offset or unknown bits: neither is modelled");
+    if (span == 0) return;
+    // Where the pattern begins anywhere else, the ISA leaves open what is read.
+    if (start % (8 * span) >= span || start % span + 32 > span)
+      fail(
+          "a swizzled matrix descriptor must start in the first row of its pattern, with 32 bytes "
+          "of it left; it starts at " +
+          std::to_string(start));
+    if (row_stride % (8 * span) != 0)
+      fail("a swizzled matrix descriptor must have whole patterns of rows apart");
   }
   uint32_t address(int row, int half) const {
-    const auto r = static_cast<uint32_t>(row);
-    return start + r / 8 * row_stride + r % 8 * 16 + static_cast<uint32_t>(half) * k_stride;
+    const auto r = static_cast<uint32_t>(row), h = static_cast<uint32_t>(half);
+    if (span == 0) return start + r / 8 * row_stride + r % 8 * 16 + h * k_stride;
+    return swizzled(start + r / 8 * row_stride + r % 8 * span + h * 16, span);
   }
 };
 
@@ -126,8 +63,10 @@ class Product : public AsyncOperation {
           Element element,
           const Operand& a,
           const Operand& b,
-          bool accumulate)
+          bool accumulate,
+          const char* window)
       : AsyncOperation(actor, group),
+        window_(window),
         tile_(std::move(tile)),
         element_(element),
         a_(a),
@@ -160,12 +99,13 @@ class Product : public AsyncOperation {
   void load(const Operand& operand, int row, const Place& place) const {
     for (int half = 0; half < 2; ++half) {
       uint16_t values[8];
-      std::memcpy(values, shared_window() + operand.address(row, half), 16);
+      std::memcpy(values, window_ + operand.address(row, half), 16);
       for (int k = 0; k < 8; ++k)
         place(8 * half + k) = to_float(element_, values[k]);
     }
   }
 
+  const char* window_;
   std::shared_ptr<Tile> tile_;
   Element element_;
   Operand a_, b_;
@@ -246,8 +186,14 @@ bool perform_wgmma(Block& b, int first_thread, void* const* arguments) {
   }
   const std::shared_ptr<Tile> tile = tile_of(b, first, group, call.accumulate);
   tile->group = number;
-  b.async().issue(std::make_unique<Product>(
-      actor, number, tile, call.element, operands[0], operands[1], call.accumulate));
+  b.async().issue(std::make_unique<Product>(actor,
+                                            number,
+                                            tile,
+                                            call.element,
+                                            operands[0],
+                                            operands[1],
+                                            call.accumulate,
+                                            shared_window(b.rank())));
   for (int i = 0; i < kWarpgroupThreads; ++i) {
     if ((first + i) / kWarpSize != first_thread / kWarpSize) b.wake(first + i);
   }
@@ -302,8 +248,8 @@ void wgmma_m64k16(Element element,
                   bool accumulate,
                   const Site& site) {
   WgmmaCall call{element, d, registers, a, b, accumulate, site_number(site)};
-  if (block().current().index / kWarpgroupThreads * kWarpgroupThreads + kWarpgroupThreads >
-      block().size())
+  const int thread = block().current().index % block().size();
+  if (thread / kWarpgroupThreads * kWarpgroupThreads + kWarpgroupThreads > block().size())
     fail("wgmma_m64k16: takes warpgroups of 128 threads");
   block().collective("wgmma_m64k16", site, registers, &call, perform_wgmma);
 }
@@ -317,88 +263,6 @@ void set_registers(int registers, const Site& site) {
 namespace fused_inception::device {
 
 using emulator::current_block;
-
-void mbarrier_init(uint32_t barrier, int arrivals, Site site) {
-  emulator::Block& block = *current_block();
-  const int number = emulator::site_number(site);
-  block.resolve(barrier, 8, 8, "mbarrier_init");
-  if (arrivals < 1) emulator::fail("mbarrier_init: takes at least one arrival");
-  const int thread = block.current().index;
-  block.touch(true,
-              barrier - emulator::kSharedBase,
-              8,
-              thread,
-              block.order().thread_actor(thread),
-              block.order().now(thread),
-              number);
-  if (block.mbarriers().count(barrier) != 0)
-    emulator::fail("mbarrier_init of an mbarrier that is initialised already");
-  const int count = static_cast<int>(block.mbarriers().size());
-  if (count == emulator::kMbarriers) emulator::fail("more mbarriers than the emulator has");
-  emulator::Mbarrier& made = block.mbarriers()[barrier];
-  made.number = count;
-  made.arrivals = made.pending = arrivals;
-}
-
-void mbarrier_init_fence(Site site) {
-  if (emulator::skipped(emulator::site_number(site), "mbarrier_init_fence")) return;
-  for (auto& [address, barrier] : current_block()->mbarriers())
-    barrier.known = true;
-}
-
-void mbarrier_arrive(uint32_t barrier, Site site) {
-  emulator::arrive("mbarrier_arrive", barrier, 0, site);
-}
-
-void mbarrier_arrive_expect_tx(uint32_t barrier, int bytes, Site site) {
-  emulator::arrive("mbarrier_arrive_expect_tx", barrier, bytes, site);
-}
-
-void mbarrier_wait(uint32_t address, int parity, Site site) {
-  const int number = emulator::site_number(site);
-  if (emulator::skipped(number, "mbarrier_wait")) return;
-  emulator::Block& block = *current_block();
-  block.maybe_yield();
-  emulator::Mbarrier& barrier = emulator::mbarrier_at(address, "mbarrier_wait", number);
-  // The device's wait knows one bit of the phase, so a wait two phases late does not wait.
-  while (static_cast<int>(barrier.phase & 1) == parity) {
-    barrier.waiting.push_back(block.current().index);
-    block.suspend("mbarrier_wait", number);
-  }
-  block.order().join(block.current().index, barrier.complete);
-}
-
-void fence_proxy_async(Site site) {
-  if (emulator::skipped(emulator::site_number(site), "fence_proxy_async")) return;
-  current_block()->order().fence(current_block()->current().index);
-}
-
-void bulk_copy(uint32_t destination, const void* source, int bytes, uint32_t barrier, Site site) {
-  emulator::Block& block = *current_block();
-  const int number = emulator::site_number(site);
-  if (bytes < 16 || bytes % 16 != 0)
-    emulator::fail("bulk_copy of " + std::to_string(bytes) + " bytes: takes multiples of 16");
-  if (reinterpret_cast<uintptr_t>(source) % 16 != 0)
-    emulator::fail("misaligned: the source of bulk_copy");
-  emulator::Mbarrier& made = emulator::mbarrier_at(barrier, "bulk_copy", number);
-  if (!emulator::is_global(source))
-    emulator::fail("out of bounds: the source of bulk_copy is not in global memory");
-  emulator::touch_global(false, source, static_cast<size_t>(bytes), number);
-  char* target = block.resolve(destination, static_cast<size_t>(bytes), 16, "bulk_copy");
-  const emulator::Actor actor = block.order().bulk_actor(made.number);
-  const emulator::Epoch phase = made.phase + 1;
-  block.touch(true,
-              destination - emulator::kSharedBase,
-              static_cast<size_t>(bytes),
-              emulator::Shadow::Issuer{block.current().index, 1, true},
-              actor,
-              phase,
-              number);
-  std::memset(target, 0xff, static_cast<size_t>(bytes));
-  block.async().issue(
-      std::make_unique<emulator::BulkCopy>(block, made, actor, phase, target, source, bytes));
-  block.maybe_yield();
-}
 
 void wgmma_commit(Site site) {
   if (emulator::skipped(emulator::site_number(site), "wgmma_commit")) return;

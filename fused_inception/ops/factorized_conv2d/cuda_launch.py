@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MAX_TAPS = 15
 MAX_SIDE = 71
 MAX_CHANNELS = 2**20
+MAX_SM90_LINE = 160
 # The kernels move 16 bytes at a time.
 CHANNEL_MULTIPLE = 8
 # Bands are used where they are at least this many to a multiprocessor. Reasoned, not yet measured.
@@ -39,8 +40,10 @@ SM90_ENABLED = os.environ.get("FUSED_INCEPTION_SM90", "0") == "1"
 # Channels of one step of a sum; a step of wgmma takes half a clock a pixel and 64 filters for each
 # 16 of them (PTX ISA; 4096 FLOP a clock).
 BLOCK_K = 32
-# What L2 gives a multiprocessor: 3,942 bytes a clock for 114 (arXiv 2501.12084, an H800 PCIe).
+# What L2 gives a multiprocessor: 3,942 bytes a clock for 114 (arXiv 2501.12084, an H800 PCIe); and
+# what one block of a cluster gives another: 2.65 TB/s for 114 at 1.6 GHz (arXiv 2402.13499).
 L2_BYTES_PER_CLOCK = 35
+CLUSTER_BYTES_PER_CLOCK = 14
 
 _out_operator = define_internal(
     "_factorized_conv2d_cuda_out",
@@ -68,6 +71,10 @@ class Configuration(NamedTuple):
     block_m: int  # pixels of a tile
     block_n: int  # filters of a tile
     shared_bytes: int
+    # Of sm_90a: blocks of a cluster that share out the filters of one band, or that have a band
+    # each and load filters together.
+    split: int = 1
+    multicast: int = 1
 
 
 class Device(NamedTuple):
@@ -97,7 +104,7 @@ def sm90_configurations(problem: Problem) -> tuple[Configuration, ...]:
         c_in, c_mid, p.taps1, p.taps2, p.cross_size, p.line_size
     )
     first = len(configurations(c_mid))
-    rows = [numbers[i : i + 4] for i in range(0, len(numbers), 4)]
+    rows = [numbers[i : i + 6] for i in range(0, len(numbers), 6)]
     return tuple(
         Configuration(first + i, True, *sizes) for i, (lines, *sizes) in enumerate(rows) if lines
     )
@@ -165,49 +172,83 @@ def choose(table: tuple[Configuration, ...], device: Device, problem: Problem) -
 
 
 class Sm90Cost(NamedTuple):
-    """What a configuration of sm_90a makes of a problem, by arithmetic."""
+    """What a configuration of sm_90a makes of a problem, by arithmetic; of a block, for a band."""
 
-    lines: int  # of a band
     bands: int
-    steps: int  # of a band
-    matrix_clocks: int  # of a band, on the matrix units
-    l2_bytes: int  # of a band: filters and input
+    clusters: int  # that take all bands at once
+    matrix_clocks: int  # on the matrix units
+    l2_bytes: int  # filters and input that it reads itself
+    exchanged_bytes: int  # of the mid band, from the other blocks of its cluster
 
     @property
     def l2_clocks(self) -> float:
         return self.l2_bytes / L2_BYTES_PER_CLOCK
 
     @property
+    def exchange_clocks(self) -> float:
+        return self.exchanged_bytes / CLUSTER_BYTES_PER_CLOCK
+
+    @property
     def clocks(self) -> float:
-        """Of a band: the slower of the two."""
-        return max(self.matrix_clocks, self.l2_clocks)
+        """The slower of matrix units and L2; nothing is computed during the exchange."""
+        return max(self.matrix_clocks, self.l2_clocks) + self.exchange_clocks
 
 
 def sm90_cost(configuration: Configuration, problem: Problem) -> Sm90Cost:
     p, c = problem, configuration
     bands_per_image = -(-p.cross_size // (c.block_m // p.line_size))
     lines = -(-p.cross_size // bands_per_image)
-    c_in, c_mid = padded(p.c_in, BLOCK_K), padded(p.c_mid, BLOCK_K)
-    tiles = -(-c_mid // c.block_n), -(-p.c_out // c.block_n)
-    steps = (tiles[0] * p.taps1 * c_in + tiles[1] * p.taps2 * c_mid) // BLOCK_K
-    matrix_clocks = steps * (BLOCK_K // 16) * (c.block_n // 64) * (c.block_m // 2)
-    filter_bytes = 2 * (p.taps1 * p.c_in * p.c_mid + p.taps2 * p.c_mid * p.c_out)
-    input_bytes = 2 * (lines + p.taps1 - 1) * p.line_size * p.c_in
     bands = p.batch * -(-p.cross_size // lines)
-    return Sm90Cost(lines, bands, steps, matrix_clocks, filter_bytes + input_bytes)
+    k_steps = padded(p.c_in, BLOCK_K) // BLOCK_K, padded(p.c_mid, BLOCK_K) // BLOCK_K
+    stored = padded(p.c_mid, BLOCK_K), padded(p.c_out, CHANNEL_MULTIPLE)
+    products = filter_bytes = 0  # of 64 filters, and BLOCK_K channels
+    for count, taps, channels, k_step in zip(
+        stored, (p.taps1, p.taps2), (p.c_in, p.c_mid), k_steps, strict=True
+    ):
+        part = padded(-(-count // c.split), CHANNEL_MULTIPLE)
+        tiles = -(-part // c.block_n)
+        rows = min(padded(part, CHANNEL_MULTIPLE * c.multicast), c.block_n) // c.multicast
+        products += -(-part // 64) * taps * k_step
+        filter_bytes += 2 * tiles * rows * taps * channels
+    input_bytes = 2 * (lines + p.taps1 - 1) * p.line_size * p.c_in
+    own_mid = padded(-(-stored[0] // c.split), CHANNEL_MULTIPLE)
+    return Sm90Cost(
+        bands=bands,
+        clusters=-(-bands // c.multicast),
+        matrix_clocks=products * (BLOCK_K // 16) * (c.block_m // 2),
+        l2_bytes=filter_bytes + input_bytes,
+        exchanged_bytes=2 * (stored[0] - own_mid) * lines * p.line_size if c.split > 1 else 0,
+    )
+
+
+def clusters_at_once(multiprocessors: int, cluster: int) -> int:
+    """Clusters that a device surely runs at once, counted as the extension does."""
+    if cluster <= 2:
+        return max(1, multiprocessors // cluster)
+    return max(1, multiprocessors // 16 * (16 // cluster))
+
+
+def sm90_clocks(configuration: Configuration, device: Device, problem: Problem) -> float:
+    """Clocks that the whole problem takes, by arithmetic."""
+    cost = sm90_cost(configuration, problem)
+    cluster = configuration.split * configuration.multicast
+    return -(-cost.clusters // clusters_at_once(device.multiprocessors, cluster)) * cost.clocks
 
 
 def choose_sm90(
     table: tuple[Configuration, ...], device: Device, problem: Problem
 ) -> Configuration | None:
-    """The configuration that should be done first; None where none fits. See `sm90_cost`."""
+    """The configuration that should be done first; None where none fits. See `sm90_cost`.
 
-    def clocks(c: Configuration) -> float:
-        cost = sm90_cost(c, problem)
-        return -(-cost.bands // device.multiprocessors) * cost.clocks
+    Of several the one that reads least from L2, and then that of the smaller tile, which leaves
+    the ring more steps.
+    """
+
+    def order(c: Configuration) -> tuple[float, int, int]:
+        return sm90_clocks(c, device, problem), sm90_cost(c, problem).l2_bytes, c.block_n
 
     fitting = [c for c in table if c.shared_bytes <= device.shared_bytes]
-    return min(fitting, key=clocks, default=None)
+    return min(fitting, key=order, default=None)
 
 
 def sm90_refusal(problem: Problem) -> str | None:
@@ -218,10 +259,16 @@ def sm90_refusal(problem: Problem) -> str | None:
         return "takes compute capability 9.0"
     if not any(a.startswith("9.0a") for a in _extension.build_info()["architectures"]):
         return "the extension is not built for 9.0a"
-    table = sm90_configurations(problem._replace(batch=1))
-    if choose_sm90(table, _device(problem.device), problem._replace(batch=1)) is None:
-        least = min((c.shared_bytes for c in table), default=None)
-        return f"no band fits: a line of {problem.line_size} pixels, least shared memory {least}"
+    p = problem._replace(batch=1)
+    table, device = sm90_configurations(p), _device(p.device)
+    if not table:
+        return f"no band fits: a line of {p.line_size} pixels; takes up to {MAX_SM90_LINE}"
+    if choose_sm90(table, device, p) is None:
+        least = min(c.shared_bytes for c in table)
+        return (
+            f"no band fits: {p.c_in} and {p.c_mid} channels with {p.taps1} and {p.taps2} taps take "
+            f"{least} bytes of shared memory a block; {p.device} has {device.shared_bytes}"
+        )
     return None
 
 
