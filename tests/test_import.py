@@ -30,7 +30,7 @@ SIGNATURES = {
     "available_backends": "()",
     "models.inception_v3": "(*, num_classes=1000, aux_logits=True, transform_input=False, "
     "dropout=0.5, init_weights=True, weights=None, aux_regularizer='batch_norm', "
-    "image_size=299)",
+    "image_size=299, width=1.0)",
 }
 MODULES = ["Conv2dAct", "FactorizedConv2d", "GridReduction", "SplitConv2d"]
 
