@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
 
+from fused_inception._errors import first_line
 from fused_inception.cli.images import Photograph, builtin_photographs, load_photograph, to_batch
 from fused_inception.cli.info import cuda_refusal, device_name, versions
 from fused_inception.cli.main import (
@@ -33,7 +34,6 @@ from fused_inception.cli.main import (
     STDOUT,
     CliError,
     check_writable,
-    first_line,
     make_console,
     print_table,
     printable,

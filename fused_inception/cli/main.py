@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 
+from fused_inception._errors import first_line
 from fused_inception._version import __version__
 from fused_inception.models.inception_v3 import MIN_IMAGE_SIZE
 
@@ -516,11 +517,6 @@ def printable(text: str) -> str:
     """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its class where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _missing_extra(error: ImportError) -> str | None:

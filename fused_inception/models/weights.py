@@ -16,6 +16,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fused_inception._errors import first_line
+
 Weights: TypeAlias = str | os.PathLike[str] | Mapping[str, Tensor]
 
 _TORCH_SUFFIXES = (".pth", ".pt")
@@ -171,7 +173,7 @@ def _read_safetensors(path: str, source: str) -> object:
     except SafetensorError as error:
         raise WeightsError(
             f"{source} cannot be read: it is damaged or not a safetensors file "
-            f"({_first_line(error)})"
+            f"({first_line(error)})"
         ) from error
 
 
@@ -248,7 +250,3 @@ def _kind(tensor: Tensor) -> tuple[bool, bool, bool]:
 def _some(phrases: Sequence[str]) -> str:
     more = ", ..." if len(phrases) > _NAMES_SHOWN else ""
     return ", ".join(phrases[:_NAMES_SHOWN]) + more
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
