@@ -68,7 +68,9 @@ def load_weights(weights: Weights) -> dict[str, Tensor]:
     return _unwrap(_read_file(os.fspath(weights), source), source)
 
 
-def load_into(model: nn.Module, weights: Weights, *, ignore: Sequence[str] = ()) -> None:
+def load_into(
+    model: nn.Module, weights: Weights, *, ignore: Sequence[str] = (), source: str | None = None
+) -> None:
     """Loads weights into a model strictly: every name and every shape must agree.
 
     Args:
@@ -76,6 +78,7 @@ def load_into(model: nn.Module, weights: Weights, *, ignore: Sequence[str] = ())
         weights: as `load_weights` takes them. Floating-point tensors are converted to the model's
             dtype and device.
         ignore: entries whose names begin with one of these are dropped from `weights`.
+        source: what messages call them. Default: the file, or "the given state_dict".
 
     Raises:
         WeightsError: as `load_weights`; or names are missing or unknown, or a shape, or a kind of
@@ -99,7 +102,8 @@ def load_into(model: nn.Module, weights: Weights, *, ignore: Sequence[str] = ())
     problems = list(_misfits(expected, state))
     if problems:
         raise WeightsError(
-            f"{_source(weights)} does not fit {type(model).__name__}, {'; '.join(problems)}",
+            f"{source or _source(weights)} does not fit {type(model).__name__}, "
+            f"{'; '.join(problems)}",
             missing=[name for name in expected if name not in state],
         )
     model.load_state_dict(state, strict=True)
