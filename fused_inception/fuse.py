@@ -505,7 +505,9 @@ class FusionReport:
     Attributes:
         replaced: (qualified name, kind) of the blocks, units and layers that run fused, and of the
             modules of this package.
-        skipped: (qualified name, reason) of those that do not, in the mode that they are in.
+        skipped: (qualified name, reason) of those that do not.
+        unfused: (qualified name, reason) of those of `replaced` that run unfused as long as they
+            are in the mode in which they are now.
         launches: (qualified name, (fewest, most)) kernels that each of `replaced` launches in a
             forward in evaluation mode on the "triton" backend; which of the numbers it is depends
             on the shape. Without those that run in training only.
@@ -515,6 +517,7 @@ class FusionReport:
 
     replaced: list[tuple[str, str]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    unfused: list[tuple[str, str]] = field(default_factory=list, compare=False)
     launches: list[tuple[str, tuple[int, int]]] = field(default_factory=list, compare=False)
     batch_dependent: list[tuple[str, str]] = field(default_factory=list, compare=False)
 
@@ -531,9 +534,13 @@ class FusionReport:
 
     def __str__(self) -> str:
         """An aligned table in plain text."""
-        launches = dict(self.launches)
+        launches, unfused = dict(self.launches), dict(self.unfused)
         rows = [
-            (name, f"fused as {kind}{_count(launches[name]) if name in launches else ''}")
+            (
+                name,
+                f"fused as {kind}{_count(launches[name]) if name in launches else ''}"
+                f"{f'; unfused now: {unfused[name]}' if name in unfused else ''}",
+            )
             for name, kind in self.replaced
         ]
         rows += [(name, f"skipped: {reason}") for name, reason in self.skipped]
@@ -548,6 +555,8 @@ class FusionReport:
         if not self.replaced:
             return []
         lines = []
+        if self.unfused:
+            lines.append(f"{len(self.unfused)} run unfused in the mode in which they are now")
         if self.launches:
             count = _count(self.launches_per_forward)
             lines.append(f"a forward{count} on a GPU, beside what is not fused")
@@ -694,21 +703,23 @@ def report(model: nn.Module) -> FusionReport:
     in_training = _training_only(model)
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, FusedBlock):
-            match, reason = _verdict(module._original, _recognize_alone, module._differentiable)
-            reason = reason or module._original_reason()
-            if match is not None and reason is None:
+            match, refusal = _verdict(module._original, _recognize_alone, module._differentiable)
+            reason = None
+            if match is not None:
+                reason = module._original_reason()
                 found.replaced.append((name, match.kind))
                 if module not in in_training:
                     found.launches.append((name, _launches(match)))
             else:
-                found.skipped.append((name, f"runs its original forward: {reason}"))
+                found.skipped.append((name, f"runs its original forward: {refusal}"))
         elif isinstance(module, ConvModule):
+            found.replaced.append((name, module.op))
+            found.launches.append((name, _OP_LAUNCHES.get(module.op, (1, 1))))
             reason = module.unfused_reason()
-            if reason is None:
-                found.replaced.append((name, module.op))
-                found.launches.append((name, _OP_LAUNCHES.get(module.op, (1, 1))))
-            else:
-                found.skipped.append((name, f"runs unfused: {reason}"))
+        else:
+            continue
+        if reason is not None:
+            found.unfused.append((name, reason))
     for candidate in _survey(model, lambda module, names: _EXCLUDED in vars(module)):
         reason = candidate.reason or "not fused yet: call fuse(model)"
         found.skipped += [(name, reason) for name in candidate.names]
@@ -891,8 +902,13 @@ def _recognize_alone(block: nn.Module, differentiable: bool) -> BlockMatch:
 
 def _recognize(block: nn.Module, differentiable: bool) -> BlockMatch:
     match = recognize(block)
-    if differentiable and recognize(block, training=True) != match:
-        raise NotRecognizedError("forward: is another in training mode")
+    if differentiable:
+        try:
+            same = recognize(block, training=True) == match
+        except NotRecognizedError as error:
+            raise NotRecognizedError(f"in training mode: {error}") from error
+        if not same:
+            raise NotRecognizedError("forward: is another block in training mode")
     return match
 
 

@@ -14,7 +14,7 @@ statistics is folded in every forward, differentiably, and the module runs as it
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ from fused_inception.folding import (
     type_name,
     uses_batch_statistics,
 )
+from fused_inception.ops.common.autocast import autocast
 from fused_inception.ops.common.checks import check_options, check_taps, pair
 from fused_inception.ops.conv2d_act.op import conv2d_act
 from fused_inception.ops.factorized_conv2d.aten import same_padding
@@ -771,8 +772,9 @@ class GridReduction(ConvModule):
     def forward(self, input: Tensor) -> Tensor:
         """Maps `(N, C, H, W)` to `(N, K + C, (H - k) // 2 + 1, (W - k) // 2 + 1)`."""
         if self.unfused_reason() is not None:
-            conv = self._unit(0, input, self.activation, stride=2)
-            return torch.cat([conv, pool2d(input, self.kernel_size[0], self.pool)], 1)
+            x = cast("Tensor", autocast(input)[0])  # the pool's too, as in the op
+            conv = self._unit(0, x, self.activation, stride=2)
+            return torch.cat([conv, pool2d(x, self.kernel_size[0], self.pool)], 1)
         return grid_reduction(
             input,
             *self._operands(0),
