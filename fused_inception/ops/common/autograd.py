@@ -1,9 +1,10 @@
 """Gradients of the ops.
 
 A gradient is attached by an `autograd.Function` around the registered operator, entered only when
-one is wanted, so that inference pays nothing for it. The backward recomputes what the forward did
-not keep and calls PyTorch's own convolution backward; it is made of differentiable operators, so
-second derivatives work.
+one is wanted, so that inference pays nothing for it. What is kept for the backward are the operands
+and, behind a ReLU, the result, which the next layer keeps as its operand anyway. The backward
+recomputes the rest and calls PyTorch's own convolution backward; it is made of differentiable
+operators, so second derivatives work.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ def wants_grad(*tensors: torch.Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def activation_backward(grad: torch.Tensor, result: torch.Tensor, activation: str) -> torch.Tensor:
-    """The gradient before the activation, from the one after it and the activation's result."""
-    if activation == "relu":
-        return torch.ops.aten.threshold_backward(grad, result, 0)
-    return grad
+def kept_result(result: torch.Tensor, activation: str) -> torch.Tensor | None:
+    """What `activation_backward` needs of the activation's result: nothing where there is none."""
+    return result if activation == "relu" else None
+
+
+def activation_backward(grad: torch.Tensor, result: torch.Tensor | None) -> torch.Tensor:
+    """The gradient before the activation, from the one after it and what `kept_result` kept."""
+    return grad if result is None else torch.ops.aten.threshold_backward(grad, result, 0)
 
 
 def conv_backward(

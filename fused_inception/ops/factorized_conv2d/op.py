@@ -8,7 +8,12 @@ import torch
 
 from fused_inception.ops.common import checks
 from fused_inception.ops.common.autocast import autocast, without_autocast
-from fused_inception.ops.common.autograd import activation_backward, conv_backward, wants_grad
+from fused_inception.ops.common.autograd import (
+    activation_backward,
+    conv_backward,
+    kept_result,
+    wants_grad,
+)
 from fused_inception.ops.common.dispatch import select
 from fused_inception.ops.common.geometry import empty_channels_last
 from fused_inception.ops.common.registration import register
@@ -116,19 +121,19 @@ class _FactorizedConv2d(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        input, weight1, bias1, weight2, bias2, ctx.mid_activation, ctx.activation, _ = inputs
-        ctx.save_for_backward(input, weight1, bias1, weight2, output)
-        ctx.has_bias2 = bias2 is not None
+        input, weight1, bias1, weight2, _, ctx.mid_activation, activation, _ = inputs
+        result = kept_result(output, activation)
+        ctx.save_for_backward(input, weight1, bias1, weight2, result)
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        input, weight1, bias1, weight2, output = ctx.saved_tensors
+        input, weight1, bias1, weight2, result = ctx.saved_tensors
         wants = ctx.needs_input_grad
         mid = aten.conv2d(input, weight1, bias1, ctx.mid_activation)
         first_wants = (wants[0], wants[1], wants[2])
         grad_mid, grad_weight2, grad_bias2 = conv_backward(
-            activation_backward(grad, output, ctx.activation),
+            activation_backward(grad, result),
             mid,
             weight2,
             (1, 1),
@@ -138,7 +143,7 @@ class _FactorizedConv2d(torch.autograd.Function):
         grad_input = grad_weight1 = grad_bias1 = None
         if grad_mid is not None:
             grad_input, grad_weight1, grad_bias1 = conv_backward(
-                activation_backward(grad_mid, mid, ctx.mid_activation),
+                activation_backward(grad_mid, kept_result(mid, ctx.mid_activation)),
                 input,
                 weight1,
                 (1, 1),
