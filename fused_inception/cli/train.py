@@ -133,6 +133,8 @@ def _train(
         weights=None if args.resume else args.weights,
         sync_batch_norm=args.sync_batch_norm,
     )
+    if recipe.ops == "fused" and processes.writes:
+        _say_what_is_fused(trainer)
     folder = RunFolder(args.output)
     if args.resume:
         trainer.load_state(folder.load(), f"checkpoint {folder.checkpoint!r}")
@@ -169,6 +171,15 @@ def _recipe(args: argparse.Namespace, processes: Processes) -> Recipe:
 
 def _images(data: str, train: bool, pixels: int) -> LabelledImages:
     return Digits(train, pixels) if data == _DIGITS else Folder(data, train, pixels)
+
+
+def _say_what_is_fused(trainer: Trainer) -> None:
+    fusion = trainer.fusion()
+    line = f"ops: {len(fusion.replaced)} parts run fused, {len(fusion.skipped)} do not"
+    if fusion.skipped:
+        name, reason = fusion.skipped[0]
+        line += f" ({name}: {reason}{', ...' if len(fusion.skipped) > 1 else ''})"
+    print(line, flush=True)
 
 
 def _epochs(

@@ -6,7 +6,7 @@ from typing import Any
 
 from fused_inception.cli.main import integer
 from fused_inception.models.inception_v3 import IMAGE_SIZES
-from fused_inception.training.recipe import AMP_DTYPES, BATCH_NORMS, NETWORKS, Recipe
+from fused_inception.training.recipe import AMP_DTYPES, BATCH_NORMS, NETWORKS, OPS, Recipe
 
 __all__ = ["EPILOG", "add_options"]
 
@@ -105,6 +105,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=BATCH_NORMS,
         help="live: statistics of the micro-batch; frozen: those of --weights, or of"
         " the first batch (default: %(default)s)",
+    )
+    _add(
+        network,
+        "ops",
+        choices=OPS,
+        help="fused: this package's, wherever no live BatchNorm is in between "
+        "(default: %(default)s)",
     )
     network.add_argument(
         "--sync-batch-norm",

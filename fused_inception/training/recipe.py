@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, StepLR
-from torch.optim.swa_utils import AveragedModel
 
 from fused_inception.models.inception_v2 import inception_v2
 from fused_inception.models.inception_v3 import InceptionNetwork, choices, inception_v3
@@ -30,13 +29,22 @@ from fused_inception.models.ladder import (
     InceptionLoss,
 )
 
-__all__ = ["AMP_DTYPES", "BATCH_NORMS", "NETWORKS", "Recipe", "TrainingError", "derive_seed"]
+__all__ = [
+    "AMP_DTYPES",
+    "BATCH_NORMS",
+    "NETWORKS",
+    "OPS",
+    "Recipe",
+    "TrainingError",
+    "derive_seed",
+]
 
 NETWORKS: dict[str, Callable[..., InceptionNetwork]] = {
     "inception_v3": inception_v3,
     "inception_v2": inception_v2,
 }
 BATCH_NORMS = ("live", "frozen")
+OPS = ("unfused", "fused")
 AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -57,6 +65,8 @@ class Recipe:
         dropout: probability in front of the last layer.
         batch_norm: "live", statistics of the micro-batch; "frozen", the running ones, which do not
             change. gamma and beta are trained in either case.
+        ops: "unfused", PyTorch's own; "fused", those of `fuse(differentiable=True)`, wherever no
+            live BatchNorm is in between.
         epochs: passes over the training images.
         batch_size: images of one step, over all processes.
         micro_batches: equal pieces that a step's images are cut into, over all processes; BatchNorm
@@ -86,6 +96,7 @@ class Recipe:
     aux_heads: int = 1
     dropout: float = 0.5
     batch_norm: str = "live"
+    ops: str = "unfused"
     epochs: int = 100
     batch_size: int = 32
     micro_batches: int = 1
@@ -108,6 +119,7 @@ class Recipe:
         for name, known in (
             ("network", NETWORKS),
             ("batch_norm", BATCH_NORMS),
+            ("ops", OPS),
             ("amp", AMP_DTYPES),
         ):
             value = getattr(self, name)
@@ -169,12 +181,6 @@ class Recipe:
         """Takes what the network returns, and labels."""
         return InceptionLoss(LabelSmoothingLoss(self.smoothing), self.aux_weight)
 
-    def average(self, model: nn.Module) -> AveragedModel:
-        """A copy of the model for the running mean of its parameters and BatchNorm statistics."""
-        average = AveragedModel(model, multi_avg_fn=_running_mean(self.average_decay))
-        average.use_buffers = True
-        return average.eval().requires_grad_(False)
-
     def difference(self, recorded: dict[str, object], ignore: Sequence[str] = ()) -> str | None:
         """The first option in which a recorded recipe is another.
 
@@ -200,21 +206,3 @@ def derive_seed(*parts: object) -> int:
     """
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-# What AveragedModel hands over.
-_Tensors = tuple[Tensor, ...] | list[Tensor]
-
-
-def _running_mean(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
-    @torch.no_grad()
-    def update(averages: _Tensors, currents: _Tensors, count: Tensor | int) -> None:
-        if not averages[0].is_floating_point():  # BatchNorm's counters
-            for average, current in zip(averages, currents, strict=True):
-                average.copy_(current)
-            return
-        steps = int(count)
-        weight = 1 - min(decay, (1 + steps) / (10 + steps))
-        torch._foreach_lerp_(averages, currents, weight)
-
-    return update

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fused_inception.fuse import FusionReport, fuse, report
 from fused_inception.models.weights import Weights, WeightsError, load_into, load_weights
+from fused_inception.training.averaging import RunningMean
 from fused_inception.training.data import Batch, LabelledImages, epoch_order, load_batches
 from fused_inception.training.processes import Processes
 from fused_inception.training.recipe import AMP_DTYPES, Recipe, TrainingError, derive_seed
@@ -149,12 +151,16 @@ class Trainer:
         self._set_mode()
         if recipe.batch_norm == "frozen" and weights is None:
             self._measure_statistics()
-        self._average = recipe.average(model)
+        self._mean = RunningMean(model, recipe.average_decay)
+        if recipe.ops == "fused":
+            # In place: the optimizer, the mean and the state have the same parameters.
+            fuse(model, inplace=True, differentiable=True)
+            fuse(self._mean.model, inplace=True)
         self._optimizer = recipe.optimizer(model)
         self._scheduler = recipe.scheduler(self._optimizer)
         self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
         self._loss = recipe.loss()
-        self._statistics = _RunningStatistics(model, processes, recipe.micro_batches)
+        self._statistics = _RunningStatistics(model, processes, recipe)
         self._network: nn.Module = model
         if processes.count > 1:
             # Buffers are averaged, not copied from the first process.
@@ -235,7 +241,7 @@ class Trainer:
                 continue
             labels = batch.labels.to(self._device)
             with self._autocast():
-                logits = self._average(self._to_device(batch.images))
+                logits = self._mean.model(self._to_device(batch.images))
             log_p = logits.double().log_softmax(1)
             best = log_p.topk(min(5, log_p.shape[1]), dim=1).indices == labels[:, None]
             of_labels = log_p.gather(1, labels[:, None])
@@ -247,9 +253,13 @@ class Trainer:
             raise TrainingError("none of the test images can be read")
         return Evaluation(loss / number, top1 / number, top5 / number)
 
+    def fusion(self) -> FusionReport:
+        """What runs fused in training, and what does not and why."""
+        return report(self.model)
+
     def average_state(self) -> dict[str, Tensor]:
         """The state dict of the averaged network, under the network's own names."""
-        return dict(self._average.module.state_dict())
+        return dict(self._mean.model.state_dict())
 
     def state(self) -> dict[str, Any]:
         """Everything from which the run goes on as if it had not stopped."""
@@ -261,7 +271,7 @@ class Trainer:
             "step": self.step,
             "epoch_loss": self._epoch_loss,
             "model": self.model.state_dict(),
-            "average": self._average.state_dict(),
+            "mean": self._mean.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scheduler": self._scheduler.state_dict(),
             "scaler": self._scaler.state_dict(),
@@ -289,7 +299,7 @@ class Trainer:
             load_into(self.model, state["model"], source=source)
         except WeightsError as error:
             raise TrainingError(f"{error}; it is of another network") from error
-        self._average.load_state_dict(state["average"])
+        self._mean.load_state_dict(state["mean"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
         self._scaler.load_state_dict(state["scaler"])
@@ -345,6 +355,7 @@ class Trainer:
         mine = recipe.micro_batches // processes.count
         self._optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._statistics.begin_step()
         pieces = zip(batch.images.chunk(mine), batch.labels.chunk(mine), strict=True)
         for index, (images, labels) in enumerate(pieces):
             images = self._to_device(images)
@@ -353,13 +364,14 @@ class Trainer:
             torch.manual_seed(
                 derive_seed(recipe.seed, "dropout", self.step, processes.rank * mine + index)
             )
-            last = index == mine - 1
-            with self._statistics.of_one_piece(), self._gradients_stay_here(not last):
+            self._statistics.begin_piece()
+            with self._gradients_stay_here(index < mine - 1):
                 with self._autocast():
                     loss = self._loss(self._network(images), labels)
                 self._scaler.scale(loss / mine).backward()
+            self._statistics.end_piece()
             total += loss.detach() / mine
-        self._statistics.finish()
+        self._statistics.end_step()
         mean, stops = self._across_processes(total, stop)
         learning_rate = self._optimizer.param_groups[0]["lr"]
         if not math.isfinite(mean) and recipe.amp != "fp16":  # there the scaler skips the step
@@ -370,7 +382,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm or math.inf)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self._average.update_parameters(self.model)
+        self._mean.update()
         return Step(self.step + 1, self.epoch, learning_rate, mean, norm.item(), stops)
 
     def _across_processes(self, loss: Tensor, stop: bool) -> tuple[float, bool]:
@@ -391,37 +403,35 @@ class _RunningStatistics:
     come to, over all processes.
     """
 
-    def __init__(self, model: nn.Module, processes: Processes, micro_batches: int) -> None:
-        self._several = micro_batches > 1
-        self._micro_batches = micro_batches
-        self._processes = processes
-        buffers = list(model.buffers())
+    def __init__(self, model: nn.Module, processes: Processes, recipe: Recipe) -> None:
+        norms = [module for module in model.modules() if isinstance(module, _BATCH_NORMS)]
+        buffers = [buffer for norm in norms for buffer in norm.buffers()]
+        if recipe.micro_batches == 1 or recipe.batch_norm == "frozen":
+            buffers = []
         self._means = [buffer for buffer in buffers if buffer.is_floating_point()]
         self._counters = [buffer for buffer in buffers if not buffer.is_floating_point()]
+        self._micro_batches = recipe.micro_batches
+        self._processes = processes
         self._before: list[Tensor] = []
         self._sums: list[Tensor] = []
 
-    @contextlib.contextmanager
-    def of_one_piece(self) -> Iterator[None]:
-        if not self._several:
-            yield
-            return
-        if not self._before:
-            self._before = [buffer.clone() for buffer in (*self._means, *self._counters)]
-            self._sums = [torch.zeros_like(buffer) for buffer in self._means]
-        else:
-            for buffer, before in zip((*self._means, *self._counters), self._before, strict=True):
-                buffer.copy_(before)
-        yield
-        torch._foreach_add_(self._sums, self._means)
+    def begin_step(self) -> None:
+        self._before = [buffer.clone() for buffer in (*self._means, *self._counters)]
+        self._sums = [torch.zeros_like(buffer) for buffer in self._means]
 
-    def finish(self) -> None:
-        if not self._several:
-            return
-        self._processes.sum_all(self._sums)
+    def begin_piece(self) -> None:
+        for buffer, before in zip((*self._means, *self._counters), self._before, strict=True):
+            buffer.copy_(before)
+
+    def end_piece(self) -> None:
+        for total, buffer in zip(self._sums, self._means, strict=True):
+            total += buffer
+
+    def end_step(self) -> None:
+        if self._sums:
+            self._processes.sum_all(self._sums)
         for buffer, total in zip(self._means, self._sums, strict=True):
             buffer.copy_(total / self._micro_batches)
-        self._before, self._sums = [], []
 
 
 def _check(
