@@ -8,6 +8,7 @@ where the order of the sums differs.
 """
 
 import contextlib
+import inspect
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,12 @@ __all__ = ["Evaluation", "Loading", "Step", "Trainer"]
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _CLASSIFIERS = ("fc", "AuxLogits.fc", "LowerAuxLogits.fc")
 _HEADS = {"AuxLogits", "LowerAuxLogits"}
+
+# Running statistics are averaged, not copied from the first process. torch 2.13 has a new name.
+_DDP_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
+_NO_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers": False
+}
 
 # Options that a run may change when it goes on.
 MAY_CHANGE = ("epochs",)
@@ -163,11 +170,8 @@ class Trainer:
         self._statistics = _RunningStatistics(model, processes, recipe)
         self._network: nn.Module = model
         if processes.count > 1:
-            # Buffers are averaged, not copied from the first process.
             self._network = DistributedDataParallel(
-                model,
-                device_ids=[device] if device.type == "cuda" else None,
-                broadcast_buffers=False,
+                model, device_ids=[device] if device.type == "cuda" else None, **_NO_BUFFERS
             )
 
     def steps(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Step]:
