@@ -175,10 +175,12 @@ def _images(data: str, train: bool, pixels: int) -> LabelledImages:
 
 def _say_what_is_fused(trainer: Trainer) -> None:
     fusion = trainer.fusion()
-    line = f"ops: {len(fusion.replaced)} parts run fused, {len(fusion.skipped)} do not"
-    if fusion.skipped:
-        name, reason = fusion.skipped[0]
-        line += f" ({name}: {reason}{', ...' if len(fusion.skipped) > 1 else ''})"
+    unfused = [*fusion.skipped, *fusion.unfused]
+    parts = len(fusion.replaced) + len(fusion.skipped)
+    line = f"ops: {parts - len(unfused)} of {parts} parts run fused in training"
+    if unfused:
+        name, reason = unfused[0]
+        line += f", not {name} ({reason}){' and others' if len(unfused) > 1 else ''}"
     print(line, flush=True)
 
 

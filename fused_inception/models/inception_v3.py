@@ -36,6 +36,7 @@ _INIT_STD = 0.1
 _AUX_INIT_STD = {"AuxLogits.conv1": 0.01, "AuxLogits.fc": 0.001}
 
 _IMAGE_CHANNELS = 3
+_MIN_GRID_SIZE = 3  # rows and columns that Mixed_7a needs
 # Divides every number of channels in the networks but that of the images.
 _CHANNELS_UNIT = 16
 
@@ -538,6 +539,12 @@ class InceptionNetwork(nn.Module):
         size = 2 * (2 * grid + 1) + 1 + 2  # a 3×3 convolution and two of stride 2 or pools
         return self._image_size_for(size if self.image_size == 79 else 2 * size + 1)
 
+    def min_image_size(self) -> int:
+        """Rows and columns that images have at least, in the mode that the network is in."""
+        heads = (self.LowerAuxLogits, self.AuxLogits) if self.training else ()
+        sizes = (getattr(head, "min_grid_size", _MIN_GRID_SIZE) for head in heads)
+        return self._min_image_size(max(sizes, default=_MIN_GRID_SIZE))
+
     def _init_weights(self) -> None:
         for name, module in self.named_modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -565,9 +572,8 @@ class InceptionNetwork(nn.Module):
         """
         lower = self.LowerAuxLogits if self.training else None
         upper = self.AuxLogits if self.training else None
-        # Mixed_7a needs three rows and columns.
-        grid = max(getattr(head, "min_grid_size", 3) for head in (lower, upper))
-        _check_images(x, self._min_image_size(grid), grid > 3)
+        min_size = self.min_image_size()
+        _check_images(x, min_size, min_size > self._min_image_size(_MIN_GRID_SIZE))
         if self.transform_input:
             x = _from_imagenet_normalization(x)
 

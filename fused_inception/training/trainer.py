@@ -144,7 +144,14 @@ class Trainer:
         self._loading = loading
         self._epoch_loss = 0.0
 
-        model: nn.Module = recipe.build(len(train.classes))
+        network = recipe.build(len(train.classes))
+        if recipe.pixels < network.min_image_size():
+            heads = " with auxiliary heads" if recipe.aux_heads else ""
+            raise TrainingError(
+                f"pixels takes at least {network.min_image_size()} for {recipe.network} made for "
+                f"{recipe.image_size}{heads}, got {recipe.pixels}"
+            )
+        model: nn.Module = network
         if weights is not None:
             _load_weights(model, weights)
         if sync_batch_norm:
