@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 import fused_inception
 from fused_inception import modules, testing
@@ -151,6 +152,20 @@ def test_gradients_of_channels_last_are_channels_last(case: OpCase, dtype, devic
         if operand.dim() == 4:
             testing.assert_channels_last(operand.grad)
     testing.assert_channels_last(passed[0])
+
+
+@every_case
+def test_forward_mode_is_refused(case: OpCase):
+    """The operators would drop the tangents without a word."""
+    inputs = case.random(case.small, torch.float32)
+
+    def call(input: torch.Tensor) -> torch.Tensor:
+        return case.run(case.small, inputs._replace(input=input))
+
+    with pytest.raises(NotImplementedError, match="forward mode AD"):
+        torch.func.jvp(call, (inputs.input,), (inputs.input,))
+    with pytest.raises(NotImplementedError, match="forward mode AD"), forward_ad.dual_level():
+        call(forward_ad.make_dual(inputs.input, inputs.input))
 
 
 class Network(nn.Module):

@@ -48,6 +48,12 @@ def test_the_table_is_what_the_module_prints():
     assert marked[1] == backward_table.markdown(), "python -m tests.backward_table"
 
 
+def test_the_text_says_what_the_table_does():
+    page = " ".join(PAGE.split())
+    for claim in backward_table.claims():
+        assert claim in page
+
+
 def test_the_shapes_of_the_table_are_the_networks():
     networks = (
         *testing.inception_v3_pairs(backward_table.BATCH),

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 
 from .geometry import conv_output_size
 from .onednn import strides_to_one_column
@@ -21,8 +22,14 @@ Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
 
 def wants_grad(*tensors: torch.Tensor | None) -> bool:
-    """Whether autograd would record an operation on `tensors`."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    """Whether autograd would record an operation on `tensors`.
+
+    Also inside forward-mode differentiation: the operators have no rule for it and would drop the
+    tangents, where an `autograd.Function` refuses them.
+    """
+    return forward_ad._current_level >= 0 or (
+        torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    )
 
 
 def kept_result(result: torch.Tensor, activation: str) -> torch.Tensor | None:
