@@ -10,6 +10,7 @@ operators, so second derivatives work.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,37 @@ def activation_backward(grad: torch.Tensor, result: torch.Tensor | None) -> torc
     return grad if result is None else torch.ops.aten.threshold_backward(grad, result, 0)
 
 
+def with_strides_of(grad: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
+    """`grad` with these strides where they differ in dimensions of size 1 alone.
+
+    There PyTorch accumulates a gradient as it comes, and DistributedDataParallel warns.
+    """
+    pairs = zip(grad.shape, grad.stride(), strides, strict=True)
+    if grad.stride() == tuple(strides) or any(n != 1 and have != to for n, have, to in pairs):
+        return grad
+    return grad.as_strided(grad.shape, strides)
+
+
+class _KeepStrides(torch.autograd.Function):
+    @staticmethod
+    def forward(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        ctx.strides = inputs[0].stride()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return with_strides_of(grad, ctx.strides)
+
+
+def keep_strides(tensor: torch.Tensor) -> torch.Tensor:
+    """A view of `tensor` through which its gradient comes with its strides, as above."""
+    result: torch.Tensor = _KeepStrides.apply(tensor)
+    return result
+
+
 def conv_backward(
     grad: torch.Tensor,
     input: torch.Tensor,
@@ -56,7 +88,7 @@ def conv_backward(
     if strides_to_one_column(input, weight, stride, padding):
         columns = conv_output_size(input.shape[3], weight.shape[3], 1, padding[1])
         grad, stride = F.pad(grad, (0, columns - 1)), (stride[0], 1)
-    grads: Gradients = torch.ops.aten.convolution_backward(
+    grad_input, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
         grad,
         input,
         weight,
@@ -69,4 +101,6 @@ def conv_backward(
         1,
         list(mask),
     )
-    return grads
+    if grad_weight is not None:
+        grad_weight = with_strides_of(grad_weight, weight.stride())
+    return grad_input, grad_weight, grad_bias
