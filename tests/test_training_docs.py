@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fused_inception import testing
+from fused_inception import fuse, models, testing
 from tests import backward_table
 
 PAGE = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
@@ -38,6 +38,42 @@ def test_an_example_runs_and_prints_what_it_says(index: int, capsys):
         assert printed.strip() == said
 
 
+def test_what_a_network_keeps_for_its_backward():
+    """At 299×299: what grows with the batch, and what does not beyond the unfused network's."""
+    network = models.inception_v3(
+        num_classes=10, aux_logits=False, dropout=0.0, init_weights=False
+    ).eval()
+    fused = fuse(network, differentiable=True)
+
+    def kept(model: nn.Module, batch: int) -> int:
+        storages: dict[int, torch.UntypedStorage] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage
+            return tensor
+
+        x = testing.channels_last(torch.zeros(batch, 3, 299, 299))
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            result = model(x)  # alive, so that no storage is used again
+            assert result.requires_grad
+        return sum(storage.nbytes() for storage in storages.values())
+
+    per_image, once = [], []
+    for model in (fused, network):
+        one, two = kept(model, 1), kept(model, 2)
+        per_image.append(two - one)
+        once.append(2 * one - two)
+    said = re.search(r"keeps ([\d.]+) MB for an image .* keeps ([\d.]+) MB unfused", _text())
+    assert said is not None
+    assert [f"{value / 1e6:.1f}" for value in per_image] == [said[1], said[2]]
+    assert f"once, {(once[0] - once[1]) / 1e6:.1f} MB of folded weights" in _text()
+
+
+def _text() -> str:
+    return " ".join(PAGE.split())
+
+
 def test_the_table_is_what_the_module_prints():
     marked = re.search(
         r"<!-- tests.backward_table: begin -->\n(.*)<!-- tests.backward_table: end -->",
@@ -49,9 +85,8 @@ def test_the_table_is_what_the_module_prints():
 
 
 def test_the_text_says_what_the_table_does():
-    page = " ".join(PAGE.split())
     for claim in backward_table.claims():
-        assert claim in page
+        assert claim in _text()
 
 
 def test_the_shapes_of_the_table_are_the_networks():
