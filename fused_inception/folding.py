@@ -14,6 +14,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from fused_inception.ops.common.autograd import keep_strides
 from fused_inception.ops.common.checks import DTYPES, MAX_TAPS
 from fused_inception.ops.common.geometry import empty_channels_last
 
@@ -92,7 +93,7 @@ def fold_batch_norm(
 
     if differentiable:
         wide = torch.promote_types(weight.dtype, torch.float32)
-        folded, shift = _fold(weight, bias, bn, weight.device, wide)
+        folded, shift = _fold(keep_strides(weight), bias, bn, weight.device, wide)
         return (
             folded.to(weight.dtype, memory_format=torch.channels_last),
             None if shift is None else shift.to(weight.dtype),

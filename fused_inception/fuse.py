@@ -625,7 +625,8 @@ def fuse(
         strict: whether to raise, before changing anything, when a block or unit is not understood.
         differentiable: whether blocks run fused in training mode and where autograd records too, as
             long as their BatchNorms are in evaluation mode (frozen statistics); gradients reach the
-            model's own weights, gammas and betas. Default False.
+            model's own weights, gammas and betas. What is fused already stays as it is. Default
+            False.
 
     Returns:
         The model with its blocks and units replaced; if `model` is itself one, what replaces it.

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fused_inception import fuse, models, report
-from tests.test_batch_norm import freeze, norms_of
+from tests.test_batch_norm import freeze, make, norms_of
 from tests.test_fuse import (
     Block,
     assert_close,
@@ -22,6 +22,7 @@ from tests.test_fuse import (
     fused_calls,  # noqa: F401 - a fixture
     images,
     network,
+    one_process_group,  # noqa: F401 - a fixture
     randomize,
 )
 
@@ -178,6 +179,21 @@ def test_compiled(kind, fused_calls):  # noqa: F811
     for got, want in zip(step(compiled, images()), step(model, images()), strict=True):
         assert_close(got, want, 1e-5)
     assert fused_calls.took() == 0
+
+
+@pytest.mark.filterwarnings("error:Grad strides")
+def test_distributed_data_parallel(one_process_group, fused_calls):  # noqa: F811
+    """Gradients that arrive through folded weights are reduced as any others."""
+    model = freeze(network())
+    wrapped = nn.parallel.DistributedDataParallel(freeze(fuse(model, differentiable=True)))
+    assert_steps_agree(wrapped, model, images(), 1e-5)
+    assert fused_calls.took() == 2
+    module, _ = make("FactorizedConv2d", torch.float32)
+    twin = copy.deepcopy(module)
+    wrapped = nn.parallel.DistributedDataParallel(module)
+    x = torch.randn(3, 3, 9, 7)
+    for mode in (nn.Module.train, freeze):
+        assert_steps_agree(mode(wrapped), mode(twin), x, 1e-5)
 
 
 @pytest.mark.parametrize("device", DEVICES)

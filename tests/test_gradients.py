@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 import fused_inception
 from fused_inception import modules, testing
@@ -151,6 +152,31 @@ def test_gradients_of_channels_last_are_channels_last(case: OpCase, dtype, devic
         if operand.dim() == 4:
             testing.assert_channels_last(operand.grad)
     testing.assert_channels_last(passed[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_strides_of_1x1_gradients_are_the_parameters(dtype):
+    """Also in dimensions of size 1, about which DistributedDataParallel would warn."""
+    shape = ConvShape(2, 5, 5, 16, 24, (1, 1))
+    drawn = testing.random_conv(shape, dtype)
+    for strides in ((16, 1, 1, 1), (16, 1, 16, 16)):
+        weight = drawn.weight.as_strided(drawn.weight.shape, strides).detach().requires_grad_()
+        fused_inception.conv2d_act(drawn.input, weight, drawn.bias).sum().backward()
+        assert weight.grad.stride() == weight.stride()
+
+
+@every_case
+def test_forward_mode_is_refused(case: OpCase):
+    """The operators would drop the tangents without a word."""
+    inputs = case.random(case.small, torch.float32)
+
+    def call(input: torch.Tensor) -> torch.Tensor:
+        return case.run(case.small, inputs._replace(input=input))
+
+    with pytest.raises(NotImplementedError, match="forward mode AD"):
+        torch.func.jvp(call, (inputs.input,), (inputs.input,))
+    with pytest.raises(NotImplementedError, match="forward mode AD"), forward_ad.dual_level():
+        call(forward_ad.make_dual(inputs.input, inputs.input))
 
 
 class Network(nn.Module):

@@ -17,8 +17,9 @@ from fused_inception.ops.common.autograd import (
 from fused_inception.ops.common.dispatch import select
 from fused_inception.ops.common.geometry import empty_channels_last
 from fused_inception.ops.common.registration import register
+from fused_inception.ops.conv2d_act.op import conv2d_act
 
-from . import aten
+from .aten import same_padding
 from .launch import BACKENDS, NAME
 
 
@@ -121,7 +122,8 @@ class _FactorizedConv2d(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        input, weight1, bias1, weight2, _, ctx.mid_activation, activation, _ = inputs
+        input, weight1, bias1, weight2, _, ctx.mid_activation, activation, backend = inputs
+        ctx.mid_backend = "auto" if backend == "cuda" else backend  # there is no cuda conv2d_act
         result = kept_result(output, activation)
         ctx.save_for_backward(input, weight1, bias1, weight2, result)
 
@@ -130,14 +132,21 @@ class _FactorizedConv2d(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         input, weight1, bias1, weight2, result = ctx.saved_tensors
         wants = ctx.needs_input_grad
-        mid = aten.conv2d(input, weight1, bias1, ctx.mid_activation)
+        mid = conv2d_act(
+            input,
+            weight1,
+            bias1,
+            padding=same_padding(weight1),
+            activation=ctx.mid_activation,
+            backend=ctx.mid_backend,
+        )
         first_wants = (wants[0], wants[1], wants[2])
         grad_mid, grad_weight2, grad_bias2 = conv_backward(
             activation_backward(grad, result),
             mid,
             weight2,
             (1, 1),
-            aten.same_padding(weight2),
+            same_padding(weight2),
             (any(first_wants), wants[3], wants[4]),
         )
         grad_input = grad_weight1 = grad_bias1 = None
@@ -147,7 +156,7 @@ class _FactorizedConv2d(torch.autograd.Function):
                 input,
                 weight1,
                 (1, 1),
-                aten.same_padding(weight1),
+                same_padding(weight1),
                 first_wants,
             )
         return grad_input, grad_weight1, grad_bias1, grad_weight2, grad_bias2, None, None, None
