@@ -10,6 +10,7 @@ import copy
 import csv
 import dataclasses
 import importlib.util
+import json
 import math
 import os
 import re
@@ -294,9 +295,10 @@ def test_digits_are_all_there_once():
     assert train.classes == test.classes == tuple("0123456789")
     images = [part.load(i, None)[0][0] for part in (train, test) for i in range(len(part))]
     assert len({image.numpy().tobytes() for image in images}) == 1797
-    image, label = train.load(0, None)
-    assert image.shape == (3, 21, 21)
-    assert (image.min(), image.max(), label) == (-1, 1, 0)
+    image, label = data.Digits(True, 24).load(0, None)
+    assert (image.shape, label) == ((3, 24, 24), 0)
+    # The middle of every third pixel is that of one of the eight.
+    assert (image[1, 1, 1::3] * 8 + 8).tolist() == [0, 0, 5, 13, 9, 1, 0, 0]
     labels = [test.load(index, None)[1] for index in range(len(test))]
     assert all(30 <= labels.count(label) <= 40 for label in range(10))
 
@@ -742,6 +744,21 @@ def test_unknown_values_are_refused(option, value):
 
 
 # ------------------------------------------------------------------------------------ GPUs
+
+
+def test_the_bench_of_a_step(capsys, tmp_path, monkeypatch):
+    bench = pytest.importorskip("bench.training_step")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert bench.main([]) == 0
+    assert capsys.readouterr().out.startswith("no GPU: nothing is measured")
+    small = ["--width", "0.0625", "--image-size", "79", "--batch", "2", "--rounds", "1"]
+    few = ["--amp", "bf16", "--without", "compiled", "--output", str(tmp_path / "row.json")]
+    assert bench.main(["--device", "cpu", *small, *few]) == 0
+    out = capsys.readouterr().out
+    for statistics in ("frozen", "live"):
+        assert re.search(rf"{statistics} statistics, bf16: fused [\d.]+ ms, \d+ images/s", out)
+    rows = json.loads((tmp_path / "row.json").read_text())["rows"]
+    assert rows[0]["fused"]["from_eager"] > 0  # other code has run
 
 
 @pytest.mark.gpu

@@ -22,13 +22,13 @@ from torch.nn.parallel import DistributedDataParallel
 from fused_inception.fuse import FusionReport, fuse, report
 from fused_inception.models.weights import Weights, WeightsError, load_into, load_weights
 from fused_inception.training.averaging import RunningMean
+from fused_inception.training.batch_norm import BATCH_NORM_TYPES, freeze, measure_statistics
 from fused_inception.training.data import Batch, LabelledImages, epoch_order, load_batches
 from fused_inception.training.processes import Processes
 from fused_inception.training.recipe import AMP_DTYPES, Recipe, TrainingError, derive_seed
 
 __all__ = ["Evaluation", "Loading", "Step", "Trainer"]
 
-_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _CLASSIFIERS = ("fc", "AuxLogits.fc", "LowerAuxLogits.fc")
 _HEADS = {"AuxLogits", "LowerAuxLogits"}
 
@@ -162,9 +162,10 @@ class Trainer:
         self._memory_format = torch.channels_last if on_gpu else torch.contiguous_format
         cast("Any", model).to(device=device, memory_format=self._memory_format)
         self.model = model
-        self._set_mode()
-        if recipe.batch_norm == "frozen" and weights is None:
-            self._measure_statistics()
+        if recipe.batch_norm == "frozen":
+            freeze(model)
+            if weights is None:
+                self._measure_statistics()
         self._mean = RunningMean(model, recipe.average_decay)
         if recipe.ops == "fused":
             # In place: the optimizer, the mean and the state have the same parameters.
@@ -324,31 +325,14 @@ class Trainer:
             "number of training images": len(self.train),
         }
 
-    def _set_mode(self) -> None:
-        self.model.train()
-        if self.recipe.batch_norm == "frozen":
-            for module in self.model.modules():
-                if isinstance(module, _BATCH_NORMS):
-                    module.eval()
-
-    @torch.no_grad()
     def _measure_statistics(self) -> None:
         # Of the first batch, which every process looks at whole.
         order = epoch_order(len(self.train), self.recipe.seed, 0)
         first = [order[: self.recipe.batch_size]]
         corrupt = "replace" if self._loading.skip_corrupt else "refuse"
         (batch,) = load_batches(self.train, first, corrupt=corrupt)
-        norms = [module for module in self.model.modules() if isinstance(module, _BATCH_NORMS)]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the average over all batches, here over one
-            norm.train()
         torch.manual_seed(derive_seed(self.recipe.seed, "statistics"))
-        self.model(self._to_device(batch.images))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            norm.eval()
+        measure_statistics(self.model, self._to_device(batch.images))
 
     def _to_device(self, images: Tensor) -> Tensor:
         return images.to(self._device, non_blocking=True, memory_format=self._memory_format)
@@ -415,7 +399,7 @@ class _RunningStatistics:
     """
 
     def __init__(self, model: nn.Module, processes: Processes, recipe: Recipe) -> None:
-        norms = [module for module in model.modules() if isinstance(module, _BATCH_NORMS)]
+        norms = [module for module in model.modules() if isinstance(module, BATCH_NORM_TYPES)]
         buffers = [buffer for norm in norms for buffer in norm.buffers()]
         if recipe.micro_batches == 1 or recipe.batch_norm == "frozen":
             buffers = []
