@@ -52,19 +52,16 @@ def difference(losses: list[float], reference: list[float]) -> list[float]:
 
 def draw(curves: dict[str, list[float]], away: dict[str, list[float]]) -> bytes:
     steps = list(range(1, len(curves[REFERENCE]) + 1))
+    colors = {name: color for color, name in enumerate(RUNS)}
+    losses = [Curve(name, steps, values, colors[name]) for name, values in curves.items()]
+    # 0 has no place on a logarithmic axis.
+    distances = [
+        Curve(name, steps, [max(value, 1e-9) for value in values], colors[name])
+        for name, values in away.items()
+    ]
     panels = (
-        CurvePanel(
-            "training loss",
-            "step",
-            [Curve(name, steps, losses) for name, losses in curves.items()],
-        ),
-        CurvePanel(
-            "relative distance from the unfused run",
-            "step",
-            # 0 has no place on this axis.
-            [Curve(name, steps, [max(d, 1e-9) for d in values]) for name, values in away.items()],
-            logarithmic=True,
-        ),
+        CurvePanel("training loss", "step", losses),
+        CurvePanel("relative distance from the unfused run", "step", distances, logarithmic=True),
     )
     return draw_curves(
         "Frozen statistics: fused and unfused ops",

@@ -22,12 +22,14 @@ class Curve:
         label: in the legend; an empty one is left out of it.
         x: positions.
         y: values, as many.
-        faint: whether it is drawn thin and pale, behind the others, in the color of the next one.
+        color: which of the colors it has.
+        faint: whether it is drawn thin and pale.
     """
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
+    color: int = 0
     faint: bool = False
 
 
@@ -75,21 +77,20 @@ def draw_curves(title: str, subtitle: str, panels: Sequence[CurvePanel]) -> byte
 
 
 def _draw_panel(axes: Axes, panel: CurvePanel) -> None:
-    color = 0
     for curve in panel.curves:
         axes.plot(
             curve.x,
             curve.y,
             label=curve.label or None,
-            color=_COLORS[color % len(_COLORS)],
-            linewidth=0.7 if curve.faint else 1.5,
+            color=_COLORS[curve.color % len(_COLORS)],
+            linewidth=0.7 if curve.faint else 1.3,
             alpha=0.35 if curve.faint else 1.0,
             marker="o" if panel.points else None,
             markersize=3,
         )
-        color += not curve.faint
     if panel.logarithmic:
         axes.set_yscale("log")
+        axes.minorticks_off()
     axes.set_title(panel.title, loc="left", fontsize=8.5, color=TEXT, pad=9)
     axes.set_xlabel(panel.x_label, fontsize=8, color=MUTED)
     axes.tick_params(labelsize=7.5, colors=MUTED, length=0)
