@@ -46,8 +46,33 @@ def train(folder: Path, options: list[str]) -> tuple[list[float], list[dict[str,
     return losses, read_metrics(str(folder / "epochs.csv"))
 
 
-def difference(losses: list[float], reference: list[float]) -> list[float]:
-    return [abs(a - b) / b for a, b in zip(losses, reference, strict=True)]
+def read_curves(path: Path) -> dict[str, list[float]]:
+    """The losses of each run, from the CSV that `main` writes."""
+    rows = read_metrics(str(path))
+    return {name: [float(row[name]) for row in rows] for name in RUNS}
+
+
+def distances(curves: dict[str, list[float]]) -> dict[str, list[float]]:
+    """How far each other run is from the reference, relative to its loss, step by step."""
+    return {
+        name: [abs(a - b) / b for a, b in zip(curves[name], curves[REFERENCE], strict=True)]
+        for name in OTHERS
+    }
+
+
+def table(away: dict[str, list[float]]) -> str:
+    """The distances at `MARKS`, in Markdown."""
+    steps = len(away[OTHERS[0]])
+    lines = [f"| relative distance from the unfused run | {' | '.join(OTHERS)} |"]
+    lines.append(f"|---|{'---:|' * len(OTHERS)}")
+    for mark in MARKS:
+        if mark <= steps:
+            row = " | ".join(f"{away[name][mark - 1]:.1e}" for name in OTHERS)
+            lines.append(f"| step {mark} | {row} |")
+    medians = " | ".join(f"{statistics.median(away[name]):.1e}" for name in OTHERS)
+    lines.append(f"| median of {steps} steps | {medians} |")
+    lines.append(f"| largest | {' | '.join(f'{max(away[name]):.1e}' for name in OTHERS)} |")
+    return "\n".join(lines)
 
 
 def draw(curves: dict[str, list[float]], away: dict[str, list[float]]) -> bytes:
@@ -55,13 +80,13 @@ def draw(curves: dict[str, list[float]], away: dict[str, list[float]]) -> bytes:
     colors = {name: color for color, name in enumerate(RUNS)}
     losses = [Curve(name, steps, values, colors[name]) for name, values in curves.items()]
     # 0 has no place on a logarithmic axis.
-    distances = [
+    lines = [
         Curve(name, steps, [max(value, 1e-9) for value in values], colors[name])
         for name, values in away.items()
     ]
     panels = (
         CurvePanel("training loss", "step", losses),
-        CurvePanel("relative distance from the unfused run", "step", distances, logarithmic=True),
+        CurvePanel("relative distance from the unfused run", "step", lines, logarithmic=True),
     )
     return draw_curves(
         "Frozen statistics: fused and unfused ops",
@@ -87,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
             curves[name], epochs[name] = train(
                 Path(scratch, name), [*FROZEN, *weights, *options, *threads]
             )
-    away = {name: difference(curves[name], curves[REFERENCE]) for name in OTHERS}
+    away = distances(curves)
 
     args.output.mkdir(parents=True, exist_ok=True)
     with open(args.output / "fused_unfused.csv", "w", newline="", encoding="utf-8") as file:
@@ -98,15 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     (args.output / "fused_unfused.png").write_bytes(draw(curves, away))
 
-    print(f"| relative distance from the unfused run | {' | '.join(OTHERS)} |")
-    print(f"|---|{'---:|' * len(OTHERS)}")
-    for mark in MARKS:
-        if mark <= len(curves[REFERENCE]):
-            row = " | ".join(f"{away[name][mark - 1]:.1e}" for name in away)
-            print(f"| step {mark} | {row} |")
-    medians = " | ".join(f"{statistics.median(values):.1e}" for values in away.values())
-    print(f"| median of {len(curves[REFERENCE])} steps | {medians} |")
-    print(f"| largest | {' | '.join(f'{max(values):.1e}' for values in away.values())} |")
+    print(table(away))
     for name, rows in epochs.items():
         print(f"{name}: top-1 {float(rows[-1]['test_top1']):.2%}")
     return 0

@@ -16,6 +16,7 @@ import os
 import re
 import resource
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -743,7 +744,27 @@ def test_unknown_values_are_refused(option, value):
         dataclasses.replace(Recipe(), **{option: value})
 
 
-# ------------------------------------------------------------------------------------ GPUs
+# ------------------------------------------------------------------------- documents, benches
+
+
+def test_the_documented_distances_are_those_of_the_curves():
+    bench = pytest.importorskip("bench.training_curves")
+    text = (ROOT / "docs" / "training_recipe.md").read_text(encoding="utf-8")
+    shown = text.partition("training_curves: begin -->\n")[2].partition("\n<!--")[0]
+    curves = bench.read_curves(ROOT / "docs" / "training_curves" / "fused_unfused.csv")
+    away = bench.distances(curves)
+    assert shown == bench.table(away)
+    middles = {name: statistics.median(values) for name, values in away.items()}
+    # As near as the runs that differ in the order of accumulation alone.
+    fused = middles.pop("fused")
+    assert fused <= max(middles.values())
+
+
+def test_the_documented_digits_are_those_of_the_run():
+    text = (ROOT / "docs" / "training_recipe.md").read_text(encoding="utf-8")
+    last = rows(ROOT / "docs" / "training_curves" / "digits_epochs.csv")[-1]
+    assert f"{float(last['test_top1']):.1%}".replace("%", " %") in text
+    assert float(last["test_top1"]) > 0.97
 
 
 def test_the_bench_of_a_step(capsys, tmp_path, monkeypatch):
@@ -755,10 +776,13 @@ def test_the_bench_of_a_step(capsys, tmp_path, monkeypatch):
     few = ["--amp", "bf16", "--without", "compiled", "--output", str(tmp_path / "row.json")]
     assert bench.main(["--device", "cpu", *small, *few]) == 0
     out = capsys.readouterr().out
-    for statistics in ("frozen", "live"):
-        assert re.search(rf"{statistics} statistics, bf16: fused [\d.]+ ms, \d+ images/s", out)
-    rows = json.loads((tmp_path / "row.json").read_text())["rows"]
-    assert rows[0]["fused"]["from_eager"] > 0  # other code has run
+    for kind in ("frozen", "live"):
+        assert re.search(rf"{kind} statistics, bf16: fused [\d.]+ ms, \d+ images/s", out)
+    found = json.loads((tmp_path / "row.json").read_text())["rows"]
+    assert found[0]["fused"]["from_eager"] > 0  # other code has run
+
+
+# ------------------------------------------------------------------------------------ GPUs
 
 
 @pytest.mark.gpu
