@@ -3,8 +3,9 @@
 `gamma * (conv(x) - mean) / sqrt(var + eps) + beta` is a convolution again: its weights are scaled
 and its bias shifted per output channel. The products are taken in float64 and rounded once to the
 dtype of the convolution's weight, whatever the dtype of the statistics. The result is right for
-evaluation only: BatchNorm in training mode normalizes by the statistics of the batch. The checks
-say which convolutions and BatchNorms the ops of this package can stand in for.
+running statistics only: BatchNorm in training mode normalizes by those of the batch. For training
+with frozen statistics folding is a differentiable function of weight, bias, gamma and beta, in
+float32. The checks say which convolutions and BatchNorms the ops of this package can stand in for.
 """
 
 import math
@@ -13,11 +14,23 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from fused_inception.ops.common.autograd import keep_strides
 from fused_inception.ops.common.checks import DTYPES, MAX_TAPS
 from fused_inception.ops.common.geometry import empty_channels_last
 
 # Rows and columns of a filter; None stands for any odd length up to 31.
 KernelPattern = tuple[int | None, int | None]
+
+# With running statistics they compute the same.
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
+# Where a module keeps the hooks that its call runs.
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def uses_batch_statistics(bn: nn.modules.batchnorm._BatchNorm) -> bool:
+    """Whether a BatchNorm would now normalize by the statistics of the batch: it is *live*."""
+    return bn.training or bn.running_mean is None or bn.running_var is None
 
 
 def channels_last_copy(values: Tensor, like: Tensor | None = None) -> Tensor:
@@ -30,7 +43,11 @@ def channels_last_copy(values: Tensor, like: Tensor | None = None) -> Tensor:
 
 
 def fold_batch_norm(
-    weight: Tensor, bias: Tensor | None, bn: nn.BatchNorm2d | None
+    weight: Tensor,
+    bias: Tensor | None,
+    bn: nn.modules.batchnorm._BatchNorm | None,
+    *,
+    differentiable: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of the one convolution that equals a convolution and its BatchNorm.
 
@@ -43,15 +60,18 @@ def fold_batch_norm(
     Args:
         weight: `(K, C, R, S)`, floating point, any strides.
         bias: `(K,)`, or None for zeros.
-        bn: the BatchNorm behind the convolution, with running statistics; without `affine`, its
-            scale is one and its shift zero. None: nothing is folded.
+        bn: the BatchNorm2d or SyncBatchNorm behind the convolution, with running statistics;
+            without `affine`, its scale is one and its shift zero. None: nothing is folded.
+        differentiable: whether gradients reach `weight`, `bias`, `bn.weight` and `bn.bias`. The
+            products are then taken in float32, of a float64 weight in float64. Default False.
 
     Returns:
-        The weight, `(K, C, R, S)` in channels_last, and the bias, `(K,)`, both new tensors without
-        gradient in the dtype of `weight`. The bias is None if `bias` and `bn` are.
+        The weight, `(K, C, R, S)` in channels_last, and the bias, `(K,)`, in the dtype of `weight`:
+        new tensors without gradient, unless `differentiable`. The bias is None if `bias` and `bn`
+        are.
 
     Raises:
-        TypeError: `weight` is not floating point, or `bn` is not a `BatchNorm2d`.
+        TypeError: `weight` is not floating point, or `bn` is no BatchNorm of these.
         ValueError: `bn` has no running statistics, or shapes do not belong together.
 
     Note:
@@ -64,35 +84,56 @@ def fold_batch_norm(
     filters = weight.shape[0]
     if bias is not None and bias.shape != (filters,):
         raise ValueError(f"bias: shape {tuple(bias.shape)}, takes ({filters},)")
-    if bn is None:
-        with torch.no_grad():
-            return (
-                channels_last_copy(weight),
-                None if bias is None else bias.detach().to(weight.dtype, copy=True),
-            )
-    if not isinstance(bn, nn.BatchNorm2d):
+    if bn is not None and not isinstance(bn, BATCH_NORMS):
         raise TypeError(f"bn: {type_name(bn)}, takes torch.nn.BatchNorm2d or None")
-    if bn.num_features != filters:
+    if bn is not None and bn.num_features != filters:
         raise ValueError(f"bn: {bn.num_features} features, takes {filters}, one for each filter")
-    mean, var = bn.running_mean, bn.running_var
-    if mean is None or var is None:
+    if bn is not None and (bn.running_mean is None or bn.running_var is None):
         raise ValueError("bn: has no running statistics, takes a BatchNorm2d that tracks them")
 
+    if differentiable:
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        folded, shift = _fold(keep_strides(weight), bias, bn, weight.device, wide)
+        return (
+            folded.to(weight.dtype, memory_format=torch.channels_last),
+            None if shift is None else shift.to(weight.dtype),
+        )
     with torch.no_grad():
-        scale = torch.rsqrt(_wide(var) + bn.eps)
-        # Without affine these are None, which the annotations of nn.BatchNorm2d leave out.
-        gamma, beta = cast("Tensor | None", bn.weight), cast("Tensor | None", bn.bias)
-        if gamma is not None:
-            scale = scale * _wide(gamma)
-        shift = -_wide(mean) if bias is None else _wide(bias) - _wide(mean)
-        shift = shift * scale
-        if beta is not None:
-            shift = shift + _wide(beta)
-        folded = _wide(weight) * scale.reshape(-1, 1, 1, 1)
+        # MPS has no float64: there the products are taken on the host.
+        on_host = weight.device.type == "mps"
+        device = torch.device("cpu") if on_host else weight.device
+        folded, shift = _fold(weight, bias, bn, device, torch.float64)
         return (
             channels_last_copy(folded, like=weight),
-            shift.to(weight.device, weight.dtype),
+            None if shift is None else shift.to(weight.device, weight.dtype, copy=True),
         )
+
+
+def _fold(
+    weight: Tensor,
+    bias: Tensor | None,
+    bn: nn.modules.batchnorm._BatchNorm | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor | None]:
+    # With the products in `dtype`; the given ones where there are none.
+    if bn is None:
+        return weight, bias
+
+    def wide(tensor: Tensor) -> Tensor:
+        return tensor.to(device, dtype)
+
+    mean, var = cast("Tensor", bn.running_mean), cast("Tensor", bn.running_var)
+    scale = torch.rsqrt(wide(var) + bn.eps)
+    # Without affine these are None, which the annotations of nn.BatchNorm2d leave out.
+    gamma, beta = cast("Tensor | None", bn.weight), cast("Tensor | None", bn.bias)
+    if gamma is not None:
+        scale = scale * wide(gamma)
+    shift = -wide(mean) if bias is None else wide(bias) - wide(mean)
+    shift = shift * scale
+    if beta is not None:
+        shift = shift + wide(beta)
+    return wide(weight) * scale.reshape(-1, 1, 1, 1), shift
 
 
 def check_conv2d(
@@ -164,26 +205,34 @@ def conv2d_padding(name: str, conv: nn.Conv2d) -> tuple[int, int]:
     return (rows, columns)
 
 
-def check_batch_norm(name: str, bn: nn.Module, features: int, *, own_forward: bool = False) -> None:
-    """Raises unless `bn` is a plain `torch.nn.BatchNorm2d` that `fold_batch_norm` can fold.
+def check_batch_norm(
+    name: str,
+    bn: nn.Module,
+    features: int,
+    *,
+    own_forward: bool = False,
+    takes_live: bool = False,
+) -> None:
+    """Raises unless `bn` is a plain BatchNorm2d or SyncBatchNorm that `fold_batch_norm` can fold.
 
     Args:
         name: what the messages begin with.
         bn: the module to look at.
         features: how many it must have.
         own_forward: takes subclasses whose forward is their own, which the caller has looked at.
+        takes_live: takes one that does not track running statistics.
 
     Raises:
         TypeError: of another type (subclasses too), or a parameter that is not a plain one.
         ValueError: no running statistics, or not `features` features.
     """
     looked_at = own_forward and type(bn).forward is not nn.BatchNorm2d.forward
-    if type(bn) is not nn.BatchNorm2d and not (looked_at and isinstance(bn, nn.BatchNorm2d)):
+    if type(bn) not in BATCH_NORMS and not (looked_at and isinstance(bn, nn.BatchNorm2d)):
         raise TypeError(f"{name}: {type_name(bn)}, takes torch.nn.BatchNorm2d")
-    assert isinstance(bn, nn.BatchNorm2d)
+    assert isinstance(bn, BATCH_NORMS)
     if bn.num_features != features:
         raise ValueError(f"{name}: {bn.num_features} features, takes {features}")
-    if bn.running_mean is None or bn.running_var is None:
+    if not takes_live and (bn.running_mean is None or bn.running_var is None):
         raise ValueError(f"{name}: has no running statistics, takes track_running_stats=True")
     if not (math.isfinite(bn.eps) and bn.eps >= 0):
         raise ValueError(f"{name}: eps {bn.eps}, takes a number that is not negative")
@@ -216,9 +265,3 @@ def type_name(value: object) -> str:
     return (
         cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
     )
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    # MPS has no float64: there the products are taken on the host.
-    device = torch.device("cpu") if tensor.device.type == "mps" else tensor.device
-    return tensor.detach().to(device, torch.float64)

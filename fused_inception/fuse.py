@@ -9,6 +9,10 @@ block is no longer what was recognized. The weights with BatchNorm folded in are
 buffers. They are rebuilt when what they were made from has changed, and written in place, so that
 captured and compiled programs see the change.
 
+A *differentiable* `FusedBlock` runs fused in training mode and where autograd records too, as long
+as no BatchNorm in it normalizes by the statistics of the batch. Where autograd records, the weights
+are folded in every forward, so that gradients reach the model's own parameters.
+
 Limits. Compiled and exported programs do not look for changes; they get those made by
 `load_state_dict`, `.to()` and its like, `eval()` and `refresh`. Writes that PyTorch does not count
 (through `.data`, or to tensors made in inference mode) are seen by nobody but `refresh`.
@@ -28,7 +32,13 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from fused_inception.blocks import FUSED_BLOCKS, BlockWeights, ConvWeights
-from fused_inception.folding import fold_batch_norm, type_name
+from fused_inception.folding import (
+    HOOKS,
+    fold_batch_norm,
+    type_name,
+    uses_batch_statistics,
+)
+from fused_inception.modules import ConvModule
 from fused_inception.ops.common.dispatch import batch_invariance_refusal
 from fused_inception.ops.common.packed_weights import keep_packed
 from fused_inception.recognize import (
@@ -53,7 +63,6 @@ __all__ = ["FusedBlock", "FusionReport", "fuse", "refresh", "report"]
 # What torch.nn.Module keeps in every instance.
 _MODULE_STATE = frozenset(vars(nn.Module()))
 _BLOCK_KINDS = frozenset(known.kind for known in KNOWN_BLOCKS)
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _FOLDED = "folded_"
 # On a candidate that filter_fn excluded, so that `report` can say so, also of a copy.
 _EXCLUDED = "_fused_inception_excluded"
@@ -91,9 +100,7 @@ class _Snapshot:
         self._modules = modules
         self._types = tuple(map(type, modules))
         self._states = tuple(map(vars, modules))
-        self._inner_hooks = tuple(
-            getattr(module, name) for module in modules[1:] for name in _HOOKS
-        )
+        self._inner_hooks = tuple(getattr(module, name) for module in modules[1:] for name in HOOKS)
 
         # Every child, parameter, buffer and plain attribute: (dictionary, key, value). Holding the
         # values keeps their identities from being given to others. Sizes show what was added; the
@@ -134,6 +141,11 @@ class _Snapshot:
         self._dtypes = [tensor.dtype for tensor in self._tensors]
         self._counted = tuple(tensor for tensor in self._tensors if not tensor.is_inference())
         self._versions = list(map(attrgetter("_version"), self._counted))
+        self._norms = tuple(
+            vars(module)
+            for module in modules
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        )
 
     def structure_holds(self) -> bool:
         """Whether modules, attributes, parameters and buffers are the same objects."""
@@ -160,6 +172,10 @@ class _Snapshot:
     def trains(self) -> bool:
         """Whether any of the modules is in training mode."""
         return any(map(getitem, self._states, repeat("training")))
+
+    def norms_train(self) -> bool:
+        """Whether any BatchNorm is in training mode."""
+        return any(map(getitem, self._norms, repeat("training")))
 
     def has_inner_hooks(self) -> bool:
         """Whether any inner module has a hook that its call would run."""
@@ -201,22 +217,35 @@ class FusedBlock(StandIn):
         original: the block, which this takes over.
         match: what it was recognized as.
         warning: shared by the blocks of one model.
+        differentiable: whether it runs fused where autograd records too.
     """
 
-    _OWN = frozenset({"_original", "_match", "_reason", "_snapshot", "_warning"})
+    _OWN = frozenset({"_original", "_match", "_reason", "_snapshot", "_warning", "_differentiable"})
     _match: BlockMatch
     _reason: str | None
     _snapshot: _Snapshot | None
     _warning: _Warning
+    _differentiable: bool
 
-    def __init__(self, original: nn.Module, match: BlockMatch, warning: _Warning) -> None:
+    def __init__(
+        self,
+        original: nn.Module,
+        match: BlockMatch,
+        warning: _Warning,
+        differentiable: bool = False,
+    ) -> None:
         super().__init__()
         state = vars(original)
         # The very dictionaries, not copies. `copy` and `pickle` keep them shared.
         vars(self).update({name: state[name] for name in _MODULE_STATE if name in state})
         # Past nn.Module.__setattr__, which would register the original as a child.
         vars(self).update(
-            _original=original, _match=match, _reason=None, _snapshot=None, _warning=warning
+            _original=original,
+            _match=match,
+            _reason=None,
+            _snapshot=None,
+            _warning=warning,
+            _differentiable=differentiable,
         )
         self.register_load_state_dict_post_hook(_rebuild_after_load)
         self._rebuild(recognized=True)
@@ -229,9 +258,12 @@ class FusedBlock(StandIn):
 
     def _run(self, input: Tensor) -> Tensor:
         spec = FUSED_BLOCKS[self._match.kind]
-        return spec.forward(input, self._weights(), **self._match.options)
+        return spec.forward(input, self._weights(input), **self._match.options)
 
-    def _weights(self) -> BlockWeights:
+    def _weights(self, input: Tensor) -> BlockWeights:
+        if self._differentiable and self._records(input):
+            convs = {u.role: self._folded(u, differentiable=True) for u in self._match.units}
+            return FUSED_BLOCKS[self._match.kind].pack(convs)
         buffers = self._buffers
         weight_names, bias_names = _names(self._match)
         return BlockWeights(
@@ -246,7 +278,23 @@ class FusedBlock(StandIn):
 
     def fused_weights_for(self, input: Any) -> BlockWeights | None:
         """Its folded weights, where it would run fused; for a block around it to run on."""
-        return self._weights() if self._can_fuse(input) else None
+        return self._weights(input) if self._can_fuse(input) else None
+
+    def _records(self, input: Tensor) -> bool:
+        # Whether autograd would record.
+        return torch.is_grad_enabled() and (
+            input.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
+        )
+
+    def _original_reason(self) -> str | None:
+        # Why the original forward would run now, whatever the input, or None.
+        if self._differentiable:
+            for name, module in self.named_modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+                    return f"batch statistics in {name}"
+        elif any(module.training for module in self.modules()):
+            return "training mode"
+        return None
 
     def _can_fuse(self, input: Any) -> bool:
         if torch.compiler.is_compiling():
@@ -254,8 +302,9 @@ class FusedBlock(StandIn):
         # FSDP puts a class of its own in place of this one, DataParallel makes replicas without
         # parameters; proxies, fake and distributed tensors are tensors of another type. What
         # torch.jit.trace records is meant to run without this package.
+        differentiable = self._differentiable
         if (
-            self.training
+            (self.training and not differentiable)
             or type(self) not in _FUSED_CLASSES
             or "_is_replica" in vars(self)
             or type(input) not in (Tensor, nn.Parameter)
@@ -270,24 +319,28 @@ class FusedBlock(StandIn):
         snapshot = self._snapshot
         if snapshot is None or not snapshot.structure_holds():
             snapshot = self._rebuild()
-        if self._reason is not None or snapshot.trains() or snapshot.has_inner_hooks():
+        trains = snapshot.norms_train() if differentiable else snapshot.trains()
+        if self._reason is not None or trains or snapshot.has_inner_hooks():
             return False
-        if torch.is_grad_enabled() and (input.requires_grad or snapshot.requires_grad()):
+        records = torch.is_grad_enabled() and (input.requires_grad or snapshot.requires_grad())
+        if records and not differentiable:
             self._warning.give()
             return False
         if not snapshot.storage_holds():
             self._rebuild()
-        elif not snapshot.values_hold():
+        elif not records and not snapshot.values_hold():
             self._rebuild(recognized=True)
         return self._reason is None
 
     def _can_fuse_compiled(self, input: Tensor) -> bool:
         # A subset of the above that Dynamo can trace: no addresses, no versions, no warnings.
         dims = FUSED_BLOCKS[self._match.kind].input_dims
-        if self._reason is not None or self.training or input.dim() != dims:
+        differentiable = self._differentiable
+        if self._reason is not None or input.dim() != dims:
             return False
         for module in self.modules():
-            if module.training or hasattr(module, "_is_fsdp_managed_module"):
+            matters = not differentiable or isinstance(module, nn.modules.batchnorm._BatchNorm)
+            if (module.training and matters) or hasattr(module, "_is_fsdp_managed_module"):
                 return False
             if module is not self and (
                 module._forward_pre_hooks
@@ -296,9 +349,7 @@ class FusedBlock(StandIn):
                 or module._backward_hooks
             ):
                 return False
-        return not torch.is_grad_enabled() or not (
-            input.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
-        )
+        return differentiable or not self._records(input)
 
     def _rebuild(self, *, recognized: bool = False) -> _Snapshot:
         # `recognized`: the structure is known to be that of the match.
@@ -309,7 +360,7 @@ class FusedBlock(StandIn):
             reason = None
             try:
                 if not recognized:
-                    self._match = _recognize_alone(self._original)
+                    self._match = _recognize_alone(self._original, self._differentiable)
                 self._fold()
             except NotRecognizedError as error:
                 reason = str(error)
@@ -341,12 +392,13 @@ class FusedBlock(StandIn):
             for name, bias in zip(bias_names, packed.biases, strict=True):
                 self._store(_bias_buffer(name), bias)
 
-    def _folded(self, unit: UnitMatch) -> ConvWeights:
+    def _folded(self, unit: UnitMatch, *, differentiable: bool = False) -> ConvWeights:
         conv = cast("nn.Conv2d | nn.Linear", self._original.get_submodule(unit.conv))
         bn = None if unit.bn is None else self._original.get_submodule(unit.bn)
         # A linear layer is a convolution of maps of one pixel.
         weight = conv.weight[:, :, None, None] if conv.weight.dim() == 2 else conv.weight
-        return ConvWeights(*fold_batch_norm(weight, conv.bias, cast("nn.BatchNorm2d | None", bn)))
+        norm = cast("nn.BatchNorm2d | None", bn)
+        return ConvWeights(*fold_batch_norm(weight, conv.bias, norm, differentiable=differentiable))
 
     def _store(self, name: str, value: Tensor | None) -> None:
         held = self._buffers.get(name)
@@ -463,8 +515,11 @@ class FusionReport:
     """What `fuse` has done to a model, or could do.
 
     Attributes:
-        replaced: (qualified name, kind) of the blocks, units and layers that run fused.
+        replaced: (qualified name, kind) of the blocks, units and layers that run fused, and of the
+            modules of this package.
         skipped: (qualified name, reason) of those that do not.
+        unfused: (qualified name, reason) of those of `replaced` that run unfused as long as they
+            are in the mode in which they are now.
         launches: (qualified name, (fewest, most)) kernels that each of `replaced` launches in a
             forward in evaluation mode on the "triton" backend; which of the numbers it is depends
             on the shape. Without those that run in training only.
@@ -474,6 +529,7 @@ class FusionReport:
 
     replaced: list[tuple[str, str]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    unfused: list[tuple[str, str]] = field(default_factory=list, compare=False)
     launches: list[tuple[str, tuple[int, int]]] = field(default_factory=list, compare=False)
     batch_dependent: list[tuple[str, str]] = field(default_factory=list, compare=False)
 
@@ -490,9 +546,13 @@ class FusionReport:
 
     def __str__(self) -> str:
         """An aligned table in plain text."""
-        launches = dict(self.launches)
+        launches, unfused = dict(self.launches), dict(self.unfused)
         rows = [
-            (name, f"fused as {kind}{_count(launches[name]) if name in launches else ''}")
+            (
+                name,
+                f"fused as {kind}{_count(launches[name]) if name in launches else ''}"
+                f"{f'; unfused now: {unfused[name]}' if name in unfused else ''}",
+            )
             for name, kind in self.replaced
         ]
         rows += [(name, f"skipped: {reason}") for name, reason in self.skipped]
@@ -507,6 +567,8 @@ class FusionReport:
         if not self.replaced:
             return []
         lines = []
+        if self.unfused:
+            lines.append(f"{len(self.unfused)} run unfused in the mode in which they are now")
         if self.launches:
             count = _count(self.launches_per_forward)
             lines.append(f"a forward{count} on a GPU, beside what is not fused")
@@ -520,6 +582,10 @@ class FusionReport:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             lines.append(f"  {names[0]}{more}: {reason}")
         return lines
+
+
+# Of the ops that are more than one launch on some shapes.
+_OP_LAUNCHES = {"factorized_conv2d": (1, 2)}
 
 
 def _launches(match: BlockMatch) -> tuple[int, int]:
@@ -544,6 +610,7 @@ def fuse(
     inplace: bool = False,
     filter_fn: Callable[[str, nn.Module], bool] | None = None,
     strict: bool = False,
+    differentiable: bool = False,
 ) -> nn.Module:
     """Replaces the Inception blocks of a model, and elsewhere its convolutions, by fused ones.
 
@@ -570,6 +637,10 @@ def fuse(
             names is replaced if all of them pass. Units are asked for only where no block around
             them was excluded or understood. Default: everything.
         strict: whether to raise, before changing anything, when a block or unit is not understood.
+        differentiable: whether blocks run fused in training mode and where autograd records too, as
+            long as their BatchNorms are in evaluation mode (frozen statistics); gradients reach the
+            model's own weights, gammas and betas. What is fused already stays as it is. Default
+            False.
 
     Returns:
         The model with its blocks and units replaced; if `model` is itself one, what replaces it.
@@ -580,8 +651,9 @@ def fuse(
         RuntimeError: with `strict`, something was not understood; the message lists all of it.
 
     Note:
-        Same results up to rounding. The original forward runs in training mode; where autograd
-        would record (grad mode is on and the input or a parameter requires grad), with one warning;
+        Same results up to rounding. Unless `differentiable`, the original forward runs in training
+        mode, and where autograd would record (grad mode is on and the input or a parameter requires
+        grad), with one warning. It always runs where a BatchNorm uses the statistics of the batch;
         under hooks on modules inside a block; and when a block has been changed into something
         else. Weights with BatchNorm folded in follow the model's own automatically, except after
         writes through `.data`: call `refresh`. Fusing twice does nothing more. The output is in
@@ -595,7 +667,7 @@ def fuse(
     def is_excluded(module: nn.Module, names: list[str]) -> bool:
         return filter_fn is not None and not all(filter_fn(name, module) for name in names)
 
-    candidates = _survey(model, is_excluded)
+    candidates = _survey(model, is_excluded, differentiable)
     refused = [
         f"{name or 'the model itself'}: {candidate.reason}"
         for candidate in candidates
@@ -618,7 +690,7 @@ def fuse(
         _release_units(candidate.module)
         is_sequential = isinstance(candidate.module, nn.Sequential)
         fused_class = FusedSequential if is_sequential else FusedBlock
-        wrapper = fused_class(candidate.module, candidate.match, warning)
+        wrapper = fused_class(candidate.module, candidate.match, warning, differentiable)
         for name in candidate.names:
             if name:
                 parent, _, child = name.rpartition(".")
@@ -653,13 +725,23 @@ def report(model: nn.Module) -> FusionReport:
             found.launches.append((name, FUSED_BLOCKS[STEM].launches))
             in_stem.update(parts)
         if isinstance(module, FusedBlock):
-            match, reason = _verdict(module._original, _recognize_alone)
+            match, refusal = _verdict(module._original, _recognize_alone, module._differentiable)
+            reason = None
             if match is not None:
+                reason = module._original_reason()
                 found.replaced.append((name, match.kind))
                 if module not in in_training and module not in in_stem:
                     found.launches.append((name, _launches(match)))
             else:
-                found.skipped.append((name, f"runs its original forward: {reason}"))
+                found.skipped.append((name, f"runs its original forward: {refusal}"))
+        elif isinstance(module, ConvModule):
+            found.replaced.append((name, module.op))
+            found.launches.append((name, _OP_LAUNCHES.get(module.op, (1, 1))))
+            reason = module.unfused_reason()
+        else:
+            continue
+        if reason is not None:
+            found.unfused.append((name, reason))
     for candidate in _survey(model, lambda module, names: _EXCLUDED in vars(module)):
         reason = candidate.reason or "not fused yet: call fuse(model)"
         found.skipped += [(name, reason) for name in candidate.names]
@@ -751,10 +833,22 @@ def _batch_dependent(model: nn.Module, in_training: set[nn.Module]) -> list[tupl
         if module in settled:
             continue
         reason = None
-        if isinstance(module, FusedBlock) and module._reason is None:
+        if (
+            isinstance(module, FusedBlock)
+            and module._reason is None
+            and module._original_reason() is None
+        ):
             settled.update(module.modules())
             weight = next(module.parameters(), of_model)
             if module._match.kind != "max_pool2d" and weight is not None:
+                reason = batch_invariance_refusal(weight.dtype, weight.device)
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and uses_batch_statistics(module):
+            reason = "normalizes by the statistics of the batch"
+        elif isinstance(module, ConvModule):
+            weight = next(module.parameters())
+            if module.backend == "aten":
+                reason = "runs as backend aten, which was asked for"
+            else:
                 reason = batch_invariance_refusal(weight.dtype, weight.device)
         elif "forward" in vars(module) or type(module).forward not in _BATCH_INVARIANT_FORWARDS:
             if type(module).__module__.startswith("torch.nn."):
@@ -767,26 +861,33 @@ def _batch_dependent(model: nn.Module, in_training: set[nn.Module]) -> list[tupl
 
 
 def _survey(
-    model: nn.Module, is_excluded: Callable[[nn.Module, list[str]], bool]
+    model: nn.Module,
+    is_excluded: Callable[[nn.Module, list[str]], bool],
+    differentiable: bool = False,
 ) -> list[_Candidate]:
     # Everything that could be fused and is not yet, blocks first. Units are looked for where no
     # block around them is excluded or understood.
-    blocks = _judge(find_blocks(model, _is_fused_block), is_excluded)
+    def judge(found: list[tuple[str, nn.Module]]) -> list[_Candidate]:
+        return _judge(found, is_excluded, differentiable)
+
+    blocks = judge(find_blocks(model, _is_fused_block))
     settled = {block.module for block in blocks if block.excluded or block.match is not None}
     matched = {block.module for block in blocks if block.match is not None}
 
     def is_settled(module: nn.Module) -> bool:
         return module in settled or isinstance(module, FusedBlock)
 
-    sequences = _judge(find_sequences(model, is_settled), is_excluded)
+    sequences = judge(find_sequences(model, is_settled))
     settled |= {found.module for found in sequences if found.excluded or found.match is not None}
-    units = _judge(find_units(model, is_settled), is_excluded)
+    units = judge(find_units(model, is_settled))
     layers = find_layers(model, lambda m: m in matched or _is_fused_block(m))
-    return blocks + sequences + units + _judge(layers, is_excluded)
+    return blocks + sequences + units + judge(layers)
 
 
 def _judge(
-    found: list[tuple[str, nn.Module]], is_excluded: Callable[[nn.Module, list[str]], bool]
+    found: list[tuple[str, nn.Module]],
+    is_excluded: Callable[[nn.Module, list[str]], bool],
+    differentiable: bool,
 ) -> list[_Candidate]:
     places: dict[nn.Module, list[str]] = {}
     for name, module in found:
@@ -796,29 +897,42 @@ def _judge(
         if is_excluded(module, names):
             candidates.append(_Candidate(module, names, None, "excluded by filter_fn", True))
         else:
-            candidates.append(_Candidate(module, names, *_verdict(module, recognize)))
+            verdict = _verdict(module, _recognize, differentiable)
+            candidates.append(_Candidate(module, names, *verdict))
     return candidates
 
 
 def _verdict(
-    module: nn.Module, recognize: Callable[[nn.Module], BlockMatch]
+    module: nn.Module, recognize: Callable[[nn.Module, bool], BlockMatch], differentiable: bool
 ) -> tuple[BlockMatch | None, str | None]:
     # A match, or the reason why there is none.
     reason = hook_refusal(module)
     if reason is not None:
         return None, reason
     try:
-        return recognize(module), None
+        return recognize(module, differentiable), None
     except NotRecognizedError as error:
         return None, str(error)
 
 
-def _recognize_alone(block: nn.Module) -> BlockMatch:
+def _recognize_alone(block: nn.Module, differentiable: bool) -> BlockMatch:
     # A snapshot of a block does not see all of what a fused unit in it stands for.
     for path, module in block.named_modules():
         if isinstance(module, FusedBlock):
             raise NotRecognizedError(f"{path}: is fused on its own")
-    return recognize(block)
+    return _recognize(block, differentiable)
+
+
+def _recognize(block: nn.Module, differentiable: bool) -> BlockMatch:
+    match = recognize(block)
+    if differentiable:
+        try:
+            same = recognize(block, training=True) == match
+        except NotRecognizedError as error:
+            raise NotRecognizedError(f"in training mode: {error}") from error
+        if not same:
+            raise NotRecognizedError("forward: is another block in training mode")
+    return match
 
 
 def _is_fused_block(module: nn.Module) -> bool:

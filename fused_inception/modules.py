@@ -5,36 +5,61 @@ BatchNorms behind them, of an existing network, checks that they are what the op
 the BatchNorms into the new module's weights. channels_last is what the kernels read without a copy;
 it survives `.to()`, `.half()`, `load_state_dict` and `copy.deepcopy`, because all of these keep
 strides.
+
+For training, `from_unfused` can keep the BatchNorms as children. One that normalizes by the
+statistics of the batch runs as PyTorch's own module, behind its convolution alone; one with frozen
+statistics is folded in every forward, differentiably, and the module runs as its op.
 """
 
+import copy
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fused_inception.folding import (
+    BATCH_NORMS,
+    HOOKS,
     KernelPattern,
     check_batch_norm,
     check_conv2d,
     conv2d_padding,
     fold_batch_norm,
+    type_name,
+    uses_batch_statistics,
 )
+from fused_inception.ops.common.autocast import autocast
 from fused_inception.ops.common.checks import check_options, check_taps, pair
 from fused_inception.ops.conv2d_act.op import conv2d_act
+from fused_inception.ops.factorized_conv2d.aten import same_padding
 from fused_inception.ops.factorized_conv2d.op import factorized_conv2d
+from fused_inception.ops.grid_reduction.aten import pool2d
 from fused_inception.ops.grid_reduction.op import grid_reduction
 from fused_inception.ops.split_conv2d.op import split_conv2d
 
 __all__ = ["Conv2dAct", "FactorizedConv2d", "GridReduction", "SplitConv2d"]
 
+_Module = TypeVar("_Module", bound="ConvModule")
 
-class _ConvModule(nn.Module):
-    # What the four modules share: how parameters are made, initialized and replaced by folded ones.
 
-    # (weight, bias) names of the parameters.
+class ConvModule(nn.Module):
+    """What the four modules share: their parameters, and the BatchNorms behind convolutions.
+
+    Attributes:
+        op: name of the op.
+        backend: that the op is called with.
+    """
+
+    op: str
+    backend: str
+    # (weight, bias) names of the parameters, and of the BatchNorm behind each.
     _pairs: tuple[tuple[str, str], ...] = (("weight", "bias"),)
+    _norms: tuple[str, ...] = ("bn",)
+    # The BatchNorms that divide the op where they are live; empty: all.
+    _dividing: tuple[str, ...] = ()
 
     def _make_parameters(
         self,
@@ -58,6 +83,8 @@ class _ConvModule(nn.Module):
                 self.register_parameter(bias_name, nn.Parameter(values))
             else:
                 self.register_parameter(bias_name, None)
+        for norm_name in self._norms:
+            setattr(self, norm_name, None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -75,11 +102,96 @@ class _ConvModule(nn.Module):
                 bound = 1 / math.sqrt(weight.shape[1] * weight.shape[2] * weight.shape[3])
                 nn.init.uniform_(bias, -bound, bound)
 
-    def _set_folded(self, pairs: Sequence[tuple[nn.Conv2d, nn.BatchNorm2d | None]]) -> None:
-        for (weight_name, bias_name), (conv, bn) in zip(self._pairs, pairs, strict=True):
-            weight, bias = fold_batch_norm(conv.weight, conv.bias, bn)
-            self.register_parameter(weight_name, nn.Parameter(weight))
-            self.register_parameter(bias_name, None if bias is None else nn.Parameter(bias))
+    def _take(
+        self, convs: Sequence[tuple[nn.Conv2d, nn.BatchNorm2d | None]], keep_batch_norm: bool
+    ) -> None:
+        names = zip(self._pairs, self._norms, strict=True)
+        for ((weight_name, bias_name), norm_name), (conv, bn) in zip(names, convs, strict=True):
+            self._set(weight_name, bias_name, fold_batch_norm(conv.weight, conv.bias, None))
+            setattr(self, norm_name, copy.deepcopy(bn))
+        if not keep_batch_norm:
+            self._fold()
+
+    def _set(self, weight_name: str, bias_name: str, values: tuple[Tensor, Tensor | None]) -> None:
+        weight, bias = values
+        self.register_parameter(weight_name, nn.Parameter(weight))
+        self.register_parameter(bias_name, None if bias is None else nn.Parameter(bias))
+
+    def _fold(self) -> None:
+        for (weight_name, bias_name), norm_name in zip(self._pairs, self._norms, strict=True):
+            bn = getattr(self, norm_name)
+            if bn is not None:
+                weight, bias = getattr(self, weight_name), getattr(self, bias_name)
+                self._set(weight_name, bias_name, fold_batch_norm(weight, bias, bn))
+                delattr(self, norm_name)
+                setattr(self, norm_name, None)
+
+    def folded(self: _Module) -> _Module:
+        """Returns a copy for inference, with the BatchNorms folded into its weights.
+
+        Raises:
+            ValueError: a BatchNorm is in training mode or has no running statistics.
+            TypeError: something else than a BatchNorm stands in its place.
+        """
+        module = copy.deepcopy(self)
+        for name, (weight_name, _) in zip(self._norms, self._pairs, strict=True):
+            bn = getattr(self, name)
+            if bn is not None:
+                check_batch_norm(name, bn, getattr(self, weight_name).shape[0])
+                _check_evaluation(name, bn)
+        module._fold()
+        return module
+
+    def unfused_reason(self) -> str | None:
+        """Says why a forward would now run its parts one by one; None: it runs as its op."""
+        for norm_name in self._dividing or self._norms:
+            reason = self._live_reason(norm_name)
+            if reason is not None:
+                return f"{norm_name}: {reason}"
+        return None
+
+    def _live_reason(self, norm_name: str) -> str | None:
+        # Why a BatchNorm has to run as a module of its own; None: it is folded, or there is none.
+        bn = getattr(self, norm_name)
+        if bn is None:
+            return None
+        if type(bn) not in BATCH_NORMS:
+            return f"{type_name(bn)} is not folded"
+        if uses_batch_statistics(bn):
+            return "batch statistics"
+        if any(getattr(bn, hooks) for hooks in HOOKS):
+            return "has a hook"
+        return None
+
+    def _operands(self, index: int) -> tuple[Tensor, Tensor | None]:
+        # Weight and bias, with a frozen BatchNorm folded in.
+        weight_name, bias_name = self._pairs[index]
+        weight, bias = getattr(self, weight_name), getattr(self, bias_name)
+        norm_name = self._norms[index]
+        bn = None if self._live_reason(norm_name) else getattr(self, norm_name)
+        return (
+            (weight, bias) if bn is None else fold_batch_norm(weight, bias, bn, differentiable=True)
+        )
+
+    def _unit(self, index: int, input: Tensor, activation: str, **geometry: Any) -> Tensor:
+        # One convolution, its BatchNorm and its activation.
+        norm_name = self._norms[index]
+        inner = self._inner_activation(norm_name, activation)
+        result = conv2d_act(
+            input, *self._operands(index), activation=inner, backend=self.backend, **geometry
+        )
+        return self._behind(norm_name, result, activation)
+
+    def _inner_activation(self, norm_name: str, activation: str) -> str:
+        # That of the op: a live BatchNorm stands between the op and the activation.
+        return "none" if self._live_reason(norm_name) else activation
+
+    def _behind(self, norm_name: str, result: Tensor, activation: str) -> Tensor:
+        # A live BatchNorm and the activation, on the op's result.
+        if not self._live_reason(norm_name):
+            return result
+        result = getattr(self, norm_name)(result)
+        return F.relu(result) if activation == "relu" else result
 
     def _options(self, *names: str) -> str:
         # The tail of `extra_repr`: bias where it is missing, and what is not at its default.
@@ -93,7 +205,7 @@ class _ConvModule(nn.Module):
         return "".join(f", {part}" for part in parts)
 
 
-class Conv2dAct(_ConvModule):
+class Conv2dAct(ConvModule):
     """One convolution with its bias and activation: `conv2d_act` as a module.
 
     Args:
@@ -111,13 +223,16 @@ class Conv2dAct(_ConvModule):
     Attributes:
         weight: `(K, C, R, S)`, channels_last.
         bias: `(K,)` or None.
+        bn: the BatchNorm behind the convolution, or None.
 
     Raises:
         ValueError: an option or a size that the op does not take.
     """
 
+    op = "conv2d_act"
     weight: nn.Parameter
     bias: nn.Parameter | None
+    bn: nn.Module | None
 
     def __init__(
         self,
@@ -153,23 +268,27 @@ class Conv2dAct(_ConvModule):
         bn: nn.BatchNorm2d | None = None,
         *,
         activation: str = "relu",
+        keep_batch_norm: bool = False,
     ) -> "Conv2dAct":
         """Makes the module that computes `act(bn(conv(input)))` in evaluation mode.
 
         Args:
             conv: any stride and padding; dilation 1, groups 1, zeros as padding.
-            bn: the BatchNorm behind it, in evaluation mode, or None.
+            bn: the BatchNorm behind it, in evaluation mode unless it is kept, or None.
             activation: "relu" or "none", the activation behind both. Default "relu".
+            keep_batch_norm: whether the BatchNorm becomes a child that trains, instead of being
+                folded now. Default False.
 
         Returns:
-            A new module with weights of its own, in the dtype and on the device of `conv`'s.
+            A new module with weights and BatchNorms of its own, in the dtype and on the device of
+            `conv`'s.
 
         Raises:
-            TypeError: an argument is not exactly a `torch.nn.Conv2d` or `torch.nn.BatchNorm2d`, or
-                holds something else than plain floating-point parameters.
+            TypeError: an argument is not exactly a `torch.nn.Conv2d`, `BatchNorm2d` or
+                `SyncBatchNorm`, or holds something else than plain floating-point parameters.
             ValueError: a setting of `conv` or `bn` that the op does not take.
         """
-        _check_unfused("conv", conv, "bn", bn)
+        _check_unfused("conv", conv, "bn", bn, keep_batch_norm=keep_batch_norm)
         module = cls(
             conv.weight.shape[1],
             conv.weight.shape[0],
@@ -179,20 +298,12 @@ class Conv2dAct(_ConvModule):
             activation=activation,
             device="meta",
         )
-        module._set_folded([(conv, bn)])
+        module._take([(conv, bn)], keep_batch_norm)
         return module
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps `(N, C, H, W)` to `(N, K, P, Q)`, channels_last."""
-        return conv2d_act(
-            input,
-            self.weight,
-            self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            activation=self.activation,
-            backend=self.backend,
-        )
+        return self._unit(0, input, self.activation, stride=self.stride, padding=self.padding)
 
     def extra_repr(self) -> str:
         """The arguments, as `torch.nn` modules print theirs."""
@@ -203,7 +314,7 @@ class Conv2dAct(_ConvModule):
         )
 
 
-class FactorizedConv2d(_ConvModule):
+class FactorizedConv2d(ConvModule):
     """Two one-dimensional convolutions in a row: `factorized_conv2d` as a module.
 
     They stand for one convolution with a filter of `kernel_size`. Stride 1, and as many zeros on
@@ -228,16 +339,22 @@ class FactorizedConv2d(_ConvModule):
         bias1: `(C_mid,)` or None.
         weight2: `(K, C_mid, m, 1)` or `(K, C_mid, 1, n)`, channels_last.
         bias2: `(K,)` or None.
+        bn1, bn2: the BatchNorm behind each of the two, or None.
 
     Raises:
         ValueError: an option or a size that the op does not take.
     """
 
+    op = "factorized_conv2d"
     _pairs = (("weight1", "bias1"), ("weight2", "bias2"))
+    _norms = ("bn1", "bn2")
+    _dividing = ("bn1",)
     weight1: nn.Parameter
     bias1: nn.Parameter | None
+    bn1: nn.Module | None
     weight2: nn.Parameter
     bias2: nn.Parameter | None
+    bn2: nn.Module | None
 
     def __init__(
         self,
@@ -287,6 +404,7 @@ class FactorizedConv2d(_ConvModule):
         *,
         mid_activation: str = "relu",
         activation: str = "relu",
+        keep_batch_norm: bool = False,
     ) -> "FactorizedConv2d":
         """Makes the module that computes `act(bn2(conv2(mid_act(bn1(conv1(input))))))`.
 
@@ -294,20 +412,26 @@ class FactorizedConv2d(_ConvModule):
             conv1: 1×n or n×1, n odd, stride 1, padding n // 2 along the filter.
             conv2: n×1 behind 1×n, 1×n behind n×1; its n may be another. As many input channels as
                 `conv1` has filters.
-            bn1: the BatchNorm behind `conv1`, in evaluation mode, or None.
-            bn2: the BatchNorm behind `conv2`, in evaluation mode, or None.
+            bn1: the BatchNorm behind `conv1`, in evaluation mode unless it is kept, or None.
+            bn2: the BatchNorm behind `conv2`, in evaluation mode unless it is kept, or None.
             mid_activation: "relu" or "none", the activation between the two. Default "relu".
             activation: "relu" or "none", the activation behind them. Default "relu".
+            keep_batch_norm: whether the BatchNorms become children that train, instead of being
+                folded now. Default False.
 
         Returns:
-            A new module with weights of its own, in the dtype and on the device of `conv1`'s.
+            A new module with weights and BatchNorms of its own, in the dtype and on the device of
+            `conv1`'s.
 
         Raises:
-            TypeError: an argument is not exactly a `torch.nn.Conv2d` or `torch.nn.BatchNorm2d`, or
-                holds something else than plain floating-point parameters of one dtype.
+            TypeError: an argument is not exactly a `torch.nn.Conv2d`, `BatchNorm2d` or
+                `SyncBatchNorm`, or holds something else than plain floating-point parameters of one
+                dtype.
             ValueError: a setting of an argument that the op does not take.
         """
-        _check_unfused("conv1", conv1, "bn1", bn1, stride=1, padding="same")
+        _check_unfused(
+            "conv1", conv1, "bn1", bn1, stride=1, padding="same", keep_batch_norm=keep_batch_norm
+        )
         rows, columns = conv1.weight.shape[2:]
         if rows != 1 and columns != 1:
             raise ValueError(f"conv1: kernel {(rows, columns)}, takes 1xn or nx1")
@@ -320,7 +444,16 @@ class FactorizedConv2d(_ConvModule):
         across: KernelPattern = (None, 1) if row_first else (1, None)
         along: KernelPattern = (1, None) if row_first else (None, 1)
         check_conv2d("conv1", conv1, kernel=along)
-        _check_unfused("conv2", conv2, "bn2", bn2, kernel=across, stride=1, padding="same")
+        _check_unfused(
+            "conv2",
+            conv2,
+            "bn2",
+            bn2,
+            kernel=across,
+            stride=1,
+            padding="same",
+            keep_batch_norm=keep_batch_norm,
+        )
         _check_same("conv2", conv2, "conv1", conv1)
         if conv2.weight.shape[1] != conv1.weight.shape[0]:
             raise ValueError(
@@ -338,21 +471,24 @@ class FactorizedConv2d(_ConvModule):
             activation=activation,
             device="meta",
         )
-        module._set_folded([(conv1, bn1), (conv2, bn2)])
+        module._take([(conv1, bn1), (conv2, bn2)], keep_batch_norm)
         return module
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps `(N, C, H, W)` to `(N, K, H, W)`, channels_last."""
-        return factorized_conv2d(
+        if self.unfused_reason() is not None:
+            padding = same_padding(self.weight1)
+            mid = self._unit(0, input, self.mid_activation, padding=padding)
+            return self._unit(1, mid, self.activation, padding=same_padding(self.weight2))
+        result = factorized_conv2d(
             input,
-            self.weight1,
-            self.bias1,
-            self.weight2,
-            self.bias2,
+            *self._operands(0),
+            *self._operands(1),
             mid_activation=self.mid_activation,
-            activation=self.activation,
+            activation=self._inner_activation("bn2", self.activation),
             backend=self.backend,
         )
+        return self._behind("bn2", result, self.activation)
 
     def extra_repr(self) -> str:
         """The arguments, as `torch.nn` modules print theirs."""
@@ -363,7 +499,7 @@ class FactorizedConv2d(_ConvModule):
         )
 
 
-class SplitConv2d(_ConvModule):
+class SplitConv2d(ConvModule):
     """A 1×n and an m×1 convolution side by side on one input: `split_conv2d` as a module.
 
     Their outputs are concatenated, those of the 1×n first. Stride 1, and as many zeros on each side
@@ -385,16 +521,21 @@ class SplitConv2d(_ConvModule):
         bias_row: `(K_row,)` or None.
         weight_col: `(K_col, C, m, 1)`, channels_last.
         bias_col: `(K_col,)` or None.
+        bn_row, bn_col: the BatchNorm behind each of the two, or None.
 
     Raises:
         ValueError: an option or a size that the op does not take.
     """
 
+    op = "split_conv2d"
     _pairs = (("weight_row", "bias_row"), ("weight_col", "bias_col"))
+    _norms = ("bn_row", "bn_col")
     weight_row: nn.Parameter
     bias_row: nn.Parameter | None
+    bn_row: nn.Module | None
     weight_col: nn.Parameter
     bias_col: nn.Parameter | None
+    bn_col: nn.Module | None
 
     def __init__(
         self,
@@ -434,29 +575,48 @@ class SplitConv2d(_ConvModule):
         bn_col: nn.BatchNorm2d | None = None,
         *,
         activation: str = "relu",
+        keep_batch_norm: bool = False,
     ) -> "SplitConv2d":
         """Makes the module that computes both convolutions, BatchNorms and activations and `cat`.
 
         Args:
             conv_row: 1×n, n odd, stride 1, padding (0, n // 2).
             conv_col: m×1, m odd, stride 1, padding (m // 2, 0), of the same input channels.
-            bn_row: the BatchNorm behind `conv_row`, in evaluation mode, or None.
-            bn_col: the BatchNorm behind `conv_col`, in evaluation mode, or None.
+            bn_row: the BatchNorm behind `conv_row`, in evaluation mode unless it is kept, or None.
+            bn_col: the BatchNorm behind `conv_col`, in evaluation mode unless it is kept, or None.
             activation: "relu" or "none", the activation behind both. Default "relu".
+            keep_batch_norm: whether the BatchNorms become children that train, instead of being
+                folded now. Default False.
 
         Returns:
-            A new module with weights of its own, in the dtype and on the device of `conv_row`'s.
+            A new module with weights and BatchNorms of its own, in the dtype and on the device of
+            `conv_row`'s.
 
         Raises:
-            TypeError: an argument is not exactly a `torch.nn.Conv2d` or `torch.nn.BatchNorm2d`, or
-                holds something else than plain floating-point parameters of one dtype.
+            TypeError: an argument is not exactly a `torch.nn.Conv2d`, `BatchNorm2d` or
+                `SyncBatchNorm`, or holds something else than plain floating-point parameters of one
+                dtype.
             ValueError: a setting of an argument that the op does not take.
         """
         _check_unfused(
-            "conv_row", conv_row, "bn_row", bn_row, kernel=(1, None), stride=1, padding="same"
+            "conv_row",
+            conv_row,
+            "bn_row",
+            bn_row,
+            kernel=(1, None),
+            stride=1,
+            padding="same",
+            keep_batch_norm=keep_batch_norm,
         )
         _check_unfused(
-            "conv_col", conv_col, "bn_col", bn_col, kernel=(None, 1), stride=1, padding="same"
+            "conv_col",
+            conv_col,
+            "bn_col",
+            bn_col,
+            kernel=(None, 1),
+            stride=1,
+            padding="same",
+            keep_batch_norm=keep_batch_norm,
         )
         _check_same("conv_col", conv_col, "conv_row", conv_row)
         if conv_col.weight.shape[1] != conv_row.weight.shape[1]:
@@ -472,17 +632,21 @@ class SplitConv2d(_ConvModule):
             activation=activation,
             device="meta",
         )
-        module._set_folded([(conv_row, bn_row), (conv_col, bn_col)])
+        module._take([(conv_row, bn_row), (conv_col, bn_col)], keep_batch_norm)
         return module
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps `(N, C, H, W)` to `(N, K_row + K_col, H, W)`, channels_last."""
+        if self.unfused_reason() is not None:
+            halves = [
+                self._unit(i, input, self.activation, padding=same_padding(weight))
+                for i, weight in enumerate((self.weight_row, self.weight_col))
+            ]
+            return torch.cat(halves, 1)
         return split_conv2d(
             input,
-            self.weight_row,
-            self.bias_row,
-            self.weight_col,
-            self.bias_col,
+            *self._operands(0),
+            *self._operands(1),
             activation=self.activation,
             backend=self.backend,
         )
@@ -495,7 +659,7 @@ class SplitConv2d(_ConvModule):
         )
 
 
-class GridReduction(_ConvModule):
+class GridReduction(ConvModule):
     """A stride-2 convolution and a stride-2 pool side by side: `grid_reduction` as a module.
 
     Their outputs are concatenated, those of the convolution first. No padding.
@@ -515,13 +679,16 @@ class GridReduction(_ConvModule):
     Attributes:
         weight: `(K, C, k, k)`, channels_last.
         bias: `(K,)` or None.
+        bn: the BatchNorm behind the convolution, or None.
 
     Raises:
         ValueError: an option or a size that the op does not take.
     """
 
+    op = "grid_reduction"
     weight: nn.Parameter
     bias: nn.Parameter | None
+    bn: nn.Module | None
 
     def __init__(
         self,
@@ -557,24 +724,37 @@ class GridReduction(_ConvModule):
         *,
         pool: str = "max",
         activation: str = "relu",
+        keep_batch_norm: bool = False,
     ) -> "GridReduction":
         """Makes the module that computes `cat([act(bn(conv(input))), pool(input)], 1)`.
 
         Args:
             conv: k×k, k odd, stride 2, padding 0.
-            bn: the BatchNorm behind it, in evaluation mode, or None.
+            bn: the BatchNorm behind it, in evaluation mode unless it is kept, or None.
             pool: "max" or "avg", with the window of `conv`, stride 2, no padding. Default "max".
             activation: "relu" or "none", the activation behind the BatchNorm. Default "relu".
+            keep_batch_norm: whether the BatchNorm becomes a child that trains, instead of being
+                folded now. Default False.
 
         Returns:
-            A new module with weights of its own, in the dtype and on the device of `conv`'s.
+            A new module with weights and BatchNorms of its own, in the dtype and on the device of
+            `conv`'s.
 
         Raises:
-            TypeError: an argument is not exactly a `torch.nn.Conv2d` or `torch.nn.BatchNorm2d`, or
-                holds something else than plain floating-point parameters.
+            TypeError: an argument is not exactly a `torch.nn.Conv2d`, `BatchNorm2d` or
+                `SyncBatchNorm`, or holds something else than plain floating-point parameters.
             ValueError: a setting of `conv` or `bn` that the op does not take.
         """
-        _check_unfused("conv", conv, "bn", bn, kernel=(None, None), stride=2, padding=0)
+        _check_unfused(
+            "conv",
+            conv,
+            "bn",
+            bn,
+            kernel=(None, None),
+            stride=2,
+            padding=0,
+            keep_batch_norm=keep_batch_norm,
+        )
         rows, columns = conv.weight.shape[2:]
         if rows != columns:
             raise ValueError(f"conv: kernel {(rows, columns)}, takes a square one")
@@ -586,15 +766,18 @@ class GridReduction(_ConvModule):
             activation=activation,
             device="meta",
         )
-        module._set_folded([(conv, bn)])
+        module._take([(conv, bn)], keep_batch_norm)
         return module
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps `(N, C, H, W)` to `(N, K + C, (H - k) // 2 + 1, (W - k) // 2 + 1)`."""
+        if self.unfused_reason() is not None:
+            x = cast("Tensor", autocast(input)[0])  # the pool's too, as in the op
+            conv = self._unit(0, x, self.activation, stride=2)
+            return torch.cat([conv, pool2d(x, self.kernel_size[0], self.pool)], 1)
         return grid_reduction(
             input,
-            self.weight,
-            self.bias,
+            *self._operands(0),
             pool=self.pool,
             activation=self.activation,
             backend=self.backend,
@@ -624,14 +807,20 @@ def _check_unfused(
     kernel: KernelPattern | None = None,
     stride: int | None = None,
     padding: int | Literal["same"] | None = None,
+    keep_batch_norm: bool,
 ) -> None:
     check_conv2d(conv_name, conv, kernel=kernel, stride=stride, padding=padding)
     if bn is None:
         return
-    check_batch_norm(bn_name, bn, conv.out_channels)
+    check_batch_norm(bn_name, bn, conv.out_channels, takes_live=keep_batch_norm)
+    if not keep_batch_norm:
+        _check_evaluation(bn_name, bn)
+
+
+def _check_evaluation(name: str, bn: nn.Module) -> None:
     if bn.training:
         raise ValueError(
-            f"{bn_name}: in training mode, takes evaluation mode; call .eval() first: folding uses "
+            f"{name}: in training mode, takes evaluation mode; call .eval() first: folding uses "
             "the running statistics"
         )
 

@@ -607,13 +607,15 @@ def global_hooks_installed() -> bool:
     )
 
 
-def recognize(block: nn.Module) -> BlockMatch:
+def recognize(block: nn.Module, *, training: bool = False) -> BlockMatch:
     """Verifies that a module computes, in evaluation mode, exactly what a known block computes.
 
     A max pool, a global average pool and a linear layer of torch.nn are known too.
 
     Args:
         block: a candidate. It is read, never changed.
+        training: looks at it in training mode and where autograd records instead, but with its
+            BatchNorms in evaluation mode. Default False.
 
     Returns:
         What it is, and where its convolutions are.
@@ -631,11 +633,11 @@ def recognize(block: nn.Module) -> BlockMatch:
         likely.append(CONV_UNIT)
     if is_sequence_like(block):
         _check_modules(block)
-        return _Matcher(block, None).match_sequence(_lower(block, _trace(block)))
+        return _Matcher(block, None).match_sequence(_lower(block, _trace(block, training)))
     if not likely:
         raise NotRecognizedError("does not look like a known block")
     _check_modules(block)
-    output = _lower(block, _trace(block))
+    output = _lower(block, _trace(block, training))
     reasons = []
     for known in likely:
         try:
@@ -685,8 +687,9 @@ def _check_modules(block: nn.Module) -> None:
 class _Tracer(torch.fx.proxy.GraphAppendingTracer):
     """Records one run of a module's twin; torch.nn modules are leaves."""
 
-    def __init__(self) -> None:
+    def __init__(self, training: bool = False) -> None:
         super().__init__(torch.fx.Graph())
+        self.training = training
         # (path, attributes before tracing, the twin): to see what the forward wrote.
         self.twins: list[tuple[str, dict[str, Any], nn.Module]] = []
         self._made: dict[nn.Module, nn.Module] = {}
@@ -696,7 +699,7 @@ class _Tracer(torch.fx.proxy.GraphAppendingTracer):
         return _is_leaf(module)
 
     def twin(self, module: nn.Module, path: str) -> nn.Module:
-        """A copy of `module` in evaluation mode, without hooks, that shares its parameters."""
+        """A copy of `module` in the mode to trace, without hooks, that shares its parameters."""
         module = _original(module)
         made = self._made.get(module)
         if made is not None:
@@ -711,7 +714,7 @@ class _Tracer(torch.fx.proxy.GraphAppendingTracer):
         for name in vars(nn.Module()):
             if name.endswith("_hooks") and name in state:
                 state[name] = type(state[name])()
-        state["training"] = False
+        state["training"] = self.training
         if self.is_leaf(module):
             state["forward"] = self._recorder(path)
         else:
@@ -798,7 +801,8 @@ def _rectifies(name: str, norm: nn.modules.batchnorm._BatchNorm) -> bool:
     Raises:
         NotRecognizedError: its forward is more than BatchNorm in evaluation mode, then ReLU or not.
     """
-    if type(norm).forward is nn.modules.batchnorm._BatchNorm.forward:
+    plain = type(norm).forward is nn.modules.batchnorm._BatchNorm.forward
+    if plain or type(norm) is nn.SyncBatchNorm:
         return False  # its type is judged with its statistics
     refusal = NotRecognizedError(
         f"{name}: {type_name(norm)}, takes torch.nn.BatchNorm2d, alone or with ReLU"
@@ -847,9 +851,9 @@ def _rectifies(name: str, norm: nn.modules.batchnorm._BatchNorm) -> bool:
     return rectifies
 
 
-def _trace(block: nn.Module) -> torch.fx.Node:
+def _trace(block: nn.Module, training: bool) -> torch.fx.Node:
     # The node of the block's output; its graph holds everything the forward did to tensors.
-    output = _record(block, _Tracer())
+    output = _record(block, _Tracer(training))
     for node in output.graph.nodes:
         if not node.users and node is not output:
             raise NotRecognizedError(f"forward: does not use the result of {_node_name(node)}")
@@ -867,7 +871,7 @@ def _record(block: nn.Module, tracer: _Tracer) -> torch.fx.Node:
         raise NotRecognizedError("forward: does not take exactly one positional argument")
     twin = tracer.twin(block, "")
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(tracer.training):
             output = twin.forward(tracer.create_proxy("placeholder", "input", (), {}))
     except Exception as error:  # the forward is foreign code and can raise anything
         line = (str(error).splitlines() or [""])[0]

@@ -501,6 +501,48 @@ def test_wrong_options_are_refused_with_what_is_possible(make, options, message)
         make(**{"init_weights": False, **options})
 
 
+# ---------------------------------------------------------------------------------- widths
+
+
+# A quarter, the narrowest, and one that is wider than the paper's.
+@pytest.mark.parametrize("width", [0.25, 0.0625, 1.5])
+@pytest.mark.parametrize("aux_regularizer", ["batch_norm", "dropout"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_width_multiplies_the_channels_of_every_layer(name, aux_regularizer, width):
+    options = {"aux_logits": 2, "aux_regularizer": aux_regularizer}
+    whole = on_meta(NETWORKS[name], 79, **options).state_dict()
+    model = on_meta(NETWORKS[name], 79, width=width, **options)
+    found = model.state_dict()
+    assert found.keys() == whole.keys()
+    kept = {(1000,), (3,)}  # classes, and the channels of the images
+    for entry, value in found.items():
+        shape = tuple(whole[entry].shape)
+        expected = tuple(
+            size if (size,) in kept or axis > 1 else int(size * width)
+            for axis, size in enumerate(shape)
+        )
+        assert tuple(value.shape) == expected, entry
+    outputs = model(torch.empty(2, 3, 79, 79, device="meta"))
+    assert [tuple(logits.shape) for logits in outputs] == [(2, 1000)] * 3
+
+
+def test_narrow_networks_fuse_and_agree():
+    model = enliven(inception_v3(width=0.25, aux_logits=False, image_size=79, **SMALL))
+    fused = fuse(model.double().eval())
+    wide = fuse(on_meta(inception_v3, 79, aux_logits=False).eval())
+    assert report(fused).replaced == report(wide).replaced
+    x = images(2, 39).double()
+    with torch.no_grad():
+        expected, actual = model(x), fused(x)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("width", [0.0, -0.25, 0.3, 0.03125, math.inf, math.nan])
+def test_other_widths_are_refused(width):
+    with pytest.raises(ValueError, match=r"width takes a multiple of 1/16 above 0, .*got"):
+        inception_v3(width=width, init_weights=False)
+
+
 # ------------------------------------------------------------------------------- the ladder
 
 
@@ -589,7 +631,7 @@ def test_the_loss_adds_each_head_by_its_weight():
         alone(logits) + 0.3 * alone(upper) + 0.3 * alone(lower),
     )
     torch.testing.assert_close(loss(InceptionOutputs(logits, None), labels), alone(logits))
-    assert InceptionLoss(nn.CrossEntropyLoss()).aux_weight == 0.4
+    assert InceptionLoss(nn.CrossEntropyLoss()).aux_weight == 0.3
 
 
 @pytest.mark.parametrize("heads", [0, 1, 2])

@@ -351,6 +351,19 @@ def test_the_original_runs_where_autograd_would_record(make, calls):
     assert calls == [1]
 
 
+def test_gradients_reach_its_parameters_where_asked_for(make, calls):
+    model = randomize(make()).eval().double()
+    fused = fuse(model, differentiable=True)
+    x = photographs(1).double()
+    for network in (model, fused):
+        network(x).sin().sum().backward()
+    assert calls == [1]
+    for name in ("Conv2d_1a_3x3.conv.weight", "Conv2d_2b_3x3.bn.weight", "Conv2d_4a_3x3.bn.bias"):
+        got, want = fused.get_parameter(name).grad, model.get_parameter(name).grad
+        assert want.abs().max() > 0
+        torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-8 * want.abs().max().item())
+
+
 def test_follows_changes_of_its_weights(make, calls):
     model = randomize(make()).eval().requires_grad_(False)
     fused = fuse(model)

@@ -12,7 +12,6 @@ import importlib
 import json
 import math
 import os
-import re
 import statistics
 import tempfile
 import time
@@ -26,14 +25,14 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
 
+from fused_inception._errors import first_line
 from fused_inception.cli.images import Photograph, builtin_photographs, load_photograph, to_batch
-from fused_inception.cli.info import cuda_refusal, device_name, versions
+from fused_inception.cli.info import device_name, resolve_device, versions
 from fused_inception.cli.main import (
     EXIT_DISAGREE,
     STDOUT,
     CliError,
     check_writable,
-    first_line,
     make_console,
     print_table,
     printable,
@@ -195,7 +194,7 @@ def run(args: argparse.Namespace) -> int:
         importlib.import_module("matplotlib")  # found missing now, not after the work
         check_writable(args.plot, "--plot")
 
-    device = _resolve_device(args.device)
+    device = resolve_device(args.device)
     with _settings_of_torch(device, args.threads):
         comparison = _compare(args, device)
 
@@ -277,23 +276,6 @@ def _compare(args: argparse.Namespace, device: torch.device) -> Comparison:
         measurements=measurements,
         fusion=report(variants["fused"]),
     )
-
-
-def _resolve_device(name: str) -> torch.device:
-    if name != "cpu" and name != "auto" and not re.fullmatch(r"cuda(:\d{1,3})?", name, re.ASCII):
-        raise CliError(f"--device takes auto, cpu, cuda or cuda:N, got {name!r}")
-    if name == "cpu":
-        return torch.device("cpu")
-    refusal = cuda_refusal()
-    if refusal is not None:
-        if name == "auto":
-            return torch.device("cpu")
-        raise CliError(f"--device {name} cannot be used: {refusal}")
-    device = torch.device("cuda:0" if name in ("auto", "cuda") else name)
-    count = torch.cuda.device_count()
-    if device.index >= count:
-        raise CliError(f"--device {name} cannot be used: torch finds {count} CUDA device(s)")
-    return device
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import argparse
 import importlib.metadata
 import platform
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,14 @@ import torch
 
 from fused_inception import _extension, available_backends
 from fused_inception._version import __version__
-from fused_inception.cli.main import STDOUT, check_writable, make_console, print_table, write_json
+from fused_inception.cli.main import (
+    STDOUT,
+    CliError,
+    check_writable,
+    make_console,
+    print_table,
+    write_json,
+)
 
 _PACKAGES = ("numpy", "torchvision", "triton")
 
@@ -87,6 +95,34 @@ def cuda_refusal() -> str | None:
     if caught:
         return str(caught[0].message).strip().splitlines()[0]
     return "torch finds no CUDA device"
+
+
+def resolve_device(name: str) -> torch.device:
+    """Finds the device that `--device` names.
+
+    Args:
+        name: auto, cpu, cuda or cuda:N.
+
+    Returns:
+        The device, with an index where it is a GPU.
+
+    Raises:
+        CliError: it is none of these, or cannot be used.
+    """
+    if name != "cpu" and name != "auto" and not re.fullmatch(r"cuda(:\d{1,3})?", name, re.ASCII):
+        raise CliError(f"--device takes auto, cpu, cuda or cuda:N, got {name!r}")
+    if name == "cpu":
+        return torch.device("cpu")
+    refusal = cuda_refusal()
+    if refusal is not None:
+        if name == "auto":
+            return torch.device("cpu")
+        raise CliError(f"--device {name} cannot be used: {refusal}")
+    device = torch.device("cuda:0" if name in ("auto", "cuda") else name)
+    count = torch.cuda.device_count()
+    if device.index >= count:
+        raise CliError(f"--device {name} cannot be used: torch finds {count} CUDA device(s)")
+    return device
 
 
 def _installed_version(package: str) -> str | None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 
+from fused_inception._errors import first_line
 from fused_inception._version import __version__
 from fused_inception.models.inception_v3 import MIN_IMAGE_SIZE
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 EXIT_DISAGREE = 1
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130  # as a shell reports SIGINT ...
-EXIT_BROKEN_PIPE = 141  # ... and SIGPIPE
+EXIT_BROKEN_PIPE = 141  # ... SIGPIPE ...
+EXIT_TERMINATED = 143  # ... and SIGTERM
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 MODELS = ("reference", "torchvision", "timm:<name>", "pytorch-fid", "torch-fidelity")
@@ -51,6 +53,8 @@ _EXTRA_PACKAGES = {
     "safetensors": "safetensors",
     "skimage": "scikit-image",
 }
+# `fused_inception[train]`.
+_TRAIN_PACKAGES = {"sklearn": "scikit-learn"}
 # And `fused_inception[adapters]`.
 _ADAPTER_PACKAGES = {
     "pytorch_fid": "pytorch-fid",
@@ -120,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 where `compare` found that the networks disagree, or `bench` a failure
         or something slower; 2 after an error, which stands in one line on standard error; 3 where
         `bench` has rows left; 130 after an interrupt from the keyboard; 141 where whoever read
-        standard output is gone.
+        standard output is gone; 143 where `train` was told to end.
     """
     try:
         code = _run(argv)
@@ -208,6 +212,16 @@ def _build_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
     )
+    _fill_train(
+        commands.add_parser(
+            "train",
+            help="train a network by the paper's recipe",
+            description="Trains Inception V3 or V2 on images in folders, or on the digits inside "
+            "scikit-learn, by the\npaper's recipe; every part of it is an option.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+    )
     _fill_info(
         commands.add_parser(
             "info",
@@ -250,28 +264,28 @@ def _fill_compare(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--batch-size",
-        type=_integer(1, 65536),
+        type=integer(1, 65536),
         default=4,
         metavar="N",
         help="images in a batch, for the comparison and for the timing (default: %(default)s)",
     )
     parser.add_argument(
         "--image-size",
-        type=_integer(MIN_IMAGE_SIZE, 4096),
+        type=integer(MIN_IMAGE_SIZE, 4096),
         default=299,
         metavar="N",
         help=f"rows and columns of pixels, {MIN_IMAGE_SIZE} or more (default: %(default)s)",
     )
     parser.add_argument(
         "--repeats",
-        type=_integer(1, 1_000_000),
+        type=integer(1, 1_000_000),
         default=20,
         metavar="N",
         help="timed runs of each network (default: %(default)s)",
     )
     parser.add_argument(
         "--threads",
-        type=_integer(1, 1024),
+        type=integer(1, 1024),
         metavar="N",
         help="threads of the CPU (default: as PyTorch chooses)",
     )
@@ -312,7 +326,7 @@ def _fill_cost(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size",
         dest="batch",
-        type=_integer(1, 65536),
+        type=integer(1, 65536),
         default=1,
         metavar="N",
         help="images (default: %(default)s)",
@@ -333,6 +347,14 @@ def _fill_cost(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
     _add_json(parser)
     parser.set_defaults(command=_cost)
+
+
+def _fill_train(parser: argparse.ArgumentParser) -> None:
+    from fused_inception.cli.train_options import EPILOG, add_options
+
+    parser.epilog = EPILOG
+    add_options(parser)
+    parser.set_defaults(command=_train)
 
 
 def _model(text: str) -> str:
@@ -376,13 +398,29 @@ def _cost(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def _train(args: argparse.Namespace) -> int:
+    from fused_inception.cli.train import run
+
+    return run(args)
+
+
 def _info(args: argparse.Namespace) -> int:
     from fused_inception.cli.info import run
 
     return run(args)
 
 
-def _integer(minimum: int, maximum: int) -> Callable[[str], int]:
+def integer(minimum: int, maximum: int) -> Callable[[str], int]:
+    """Makes what argparse converts an option with.
+
+    Args:
+        minimum: the smallest value that the option takes.
+        maximum: the largest one.
+
+    Returns:
+        A function from the text to the value.
+    """
+
     def convert(text: str) -> int:
         try:
             value = int(text)
@@ -527,18 +565,17 @@ def printable(text: str) -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its class where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _missing_extra(error: ImportError) -> str | None:
     """The line for a missing package of the extra, also where it caused another ImportError."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ImportError):
             name = (cause.name or "").partition(".")[0]
-            for extra, packages in (("cli", _EXTRA_PACKAGES), ("adapters", _ADAPTER_PACKAGES)):
+            for extra, packages in (
+                ("cli", _EXTRA_PACKAGES),
+                ("train", _TRAIN_PACKAGES),
+                ("adapters", _ADAPTER_PACKAGES),
+            ):
                 if name in packages:
                     command = f"pip install fused_inception[{extra}]"
                     return f"this needs {packages[name]}: {command} ({first_line(cause)})"

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fused_inception.cli.main import CliError, first_line
+from fused_inception._errors import first_line
+from fused_inception.cli.main import CliError
 from fused_inception.models import inception_v3
 from fused_inception.models.torchvision_import import import_torchvision
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = 1200, 675  # pixels
+WIDTH, HEIGHT, DPI = 1200, 675, 150  # pixels, and their number in an inch
 
-_DPI = 150
+TEXT = "#22262b"
+MUTED = "#5c636d"
 _COLORS = ("#8a8f98", "#2a6fbb")
-_TEXT = "#22262b"
-_MUTED = "#5c636d"
 # Headroom above the higher bar, for its label.
 _HEADROOM = 1.28
 
@@ -62,16 +61,16 @@ def draw(title: str, subtitle: str, panels: Sequence[Panel]) -> bytes:
     Returns:
         A PNG of 1200×675 pixels.
     """
-    figure = Figure(figsize=(WIDTH / _DPI, HEIGHT / _DPI), dpi=_DPI, facecolor="white")
-    figure.text(0.03, 0.93, title, fontsize=12, fontweight="bold", color=_TEXT)
-    figure.text(0.03, 0.875, subtitle, fontsize=7.5, color=_MUTED)
+    figure = Figure(figsize=(WIDTH / DPI, HEIGHT / DPI), dpi=DPI, facecolor="white")
+    figure.text(0.03, 0.93, title, fontsize=12, fontweight="bold", color=TEXT)
+    figure.text(0.03, 0.875, subtitle, fontsize=7.5, color=MUTED)
     grid = figure.add_gridspec(
         1, len(panels), left=0.085, right=0.975, top=0.74, bottom=0.1, wspace=0.28
     )
     for index, panel in enumerate(panels):
         _draw_panel(figure.add_subplot(grid[0, index]), panel)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
+    figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
 
 
@@ -82,7 +81,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         if bar.high > bar.low:
             whisker = [[bar.value - bar.low], [bar.high - bar.value]]
             axes.errorbar(
-                position, bar.value, yerr=whisker, color=_TEXT, linewidth=1.1, capsize=5, zorder=3
+                position, bar.value, yerr=whisker, color=TEXT, linewidth=1.1, capsize=5, zorder=3
             )
         axes.annotate(
             bar.text,
@@ -92,18 +91,23 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
             ha="center",
             va="bottom",
             fontsize=8,
-            color=_TEXT,
+            color=TEXT,
             linespacing=1.35,
             # Grid lines would cross the text.
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
         )
-    axes.set_title(panel.title, loc="left", fontsize=8.5, color=_TEXT, pad=9)
-    axes.set_ylabel(panel.unit, fontsize=8, color=_MUTED)
+    axes.set_title(panel.title, loc="left", fontsize=8.5, color=TEXT, pad=9)
+    axes.set_ylabel(panel.unit, fontsize=8, color=MUTED)
     axes.set_xticks(range(len(panel.bars)), [bar.label for bar in panel.bars], fontsize=9)
     axes.set_xlim(-0.6, len(panel.bars) - 0.4)
     axes.set_ylim(0, top * _HEADROOM or 1)
-    axes.tick_params(axis="y", labelsize=7.5, colors=_MUTED, length=0)
-    axes.tick_params(axis="x", length=0, labelcolor=_TEXT)
+    axes.tick_params(axis="y", labelsize=7.5, colors=MUTED, length=0)
+    axes.tick_params(axis="x", length=0, labelcolor=TEXT)
+    style_axes(axes)
+
+
+def style_axes(axes: Axes) -> None:
+    """Draws a light grid of values, and no frame but the line below."""
     axes.grid(axis="y", color="#e3e6ea", linewidth=0.8, zorder=0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)

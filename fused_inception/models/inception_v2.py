@@ -65,6 +65,7 @@ class InceptionV2(InceptionNetwork):
         init_weights: bool = True,
         blocks: InceptionBlocks | None = None,
         image_size: int = 299,
+        width: float = 1.0,
         stem: str = "3x3",
     ) -> None:
         if stem not in STEMS:
@@ -78,6 +79,7 @@ class InceptionV2(InceptionNetwork):
             init_weights=init_weights,
             blocks=blocks,
             image_size=image_size,
+            width=width,
         )
 
     @classmethod
@@ -125,6 +127,7 @@ def inception_v2(
     weights: Weights | None = None,
     aux_regularizer: str = "batch_norm",
     image_size: int = 299,
+    width: float = 1.0,
     stem: str = "3x3",
 ) -> InceptionV2:
     """Builds Inception V2 as in the paper's table 1, in training mode, as `nn.Module` does.
@@ -140,6 +143,7 @@ def inception_v2(
         aux_regularizer: as in `inception_v3`. With "batch_norm" this is the network that the paper
             calls Inception-v3, apart from its training.
         image_size: as in `inception_v3`.
+        width: as in `inception_v3`.
         stem: "3x3", the three 3×3 convolutions of table 1; "7x7", the one in their place, before
             what table 3 calls "Factorized 7×7".
 
@@ -170,6 +174,7 @@ def inception_v2(
         init_weights=init_weights and weights is None,
         blocks=blocks_with_aux(InceptionV2.default_blocks(), aux_regularizer, aux_logits),
         image_size=image_size,
+        width=width,
         stem=stem,
     )
     if weights is not None:

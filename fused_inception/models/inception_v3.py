@@ -11,7 +11,7 @@ the modules, the 5×5 that V3 keeps at 35×35) follows torchvision.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.fx
@@ -34,6 +34,11 @@ _AUX_HEADS = ("LowerAuxLogits", "AuxLogits")
 _AUX_DROPOUT = 0.7
 _INIT_STD = 0.1
 _AUX_INIT_STD = {"AuxLogits.conv1": 0.01, "AuxLogits.fc": 0.001}
+
+_IMAGE_CHANNELS = 3
+_MIN_GRID_SIZE = 3  # rows and columns that Mixed_7a needs
+# Divides every number of channels in the networks but that of the images.
+_CHANNELS_UNIT = 16
 
 
 class InceptionOutputs(NamedTuple):
@@ -95,6 +100,19 @@ class BasicConv2d(nn.Module):
 
 
 ConvBlock = Callable[..., nn.Module]
+
+
+def scaled_channels(channels: int, width: float) -> int:
+    """Channels of a layer in a network of another width."""
+    return round(channels * width)
+
+
+def _scaled_conv(
+    conv_block: ConvBlock, width: float, in_channels: int, out_channels: int, **options: Any
+) -> nn.Module:
+    if in_channels != _IMAGE_CHANNELS:
+        in_channels = scaled_channels(in_channels, width)
+    return conv_block(in_channels, scaled_channels(out_channels, width), **options)
 
 
 class InceptionA(nn.Module):
@@ -279,18 +297,23 @@ class InceptionAux(nn.Module):
         in_channels: channels of the input, `C`.
         num_classes: classes.
         conv_block: makes the convolution units; called as `BasicConv2d` is.
+        width: what `conv_block` multiplies channels by, for the layer that it does not make.
     """
 
     # The 5×5 pool and the 5×5 convolution need the whole 17×17 grid.
     min_grid_size = 17
 
     def __init__(
-        self, in_channels: int, num_classes: int, conv_block: ConvBlock = BasicConv2d
+        self,
+        in_channels: int,
+        num_classes: int,
+        conv_block: ConvBlock = BasicConv2d,
+        width: float = 1.0,
     ) -> None:
         super().__init__()
         self.conv0 = conv_block(in_channels, 128, kernel_size=1)
         self.conv1 = conv_block(128, 768, kernel_size=5)
-        self.fc = nn.Linear(768, num_classes)
+        self.fc = nn.Linear(scaled_channels(768, width), num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(N, C, H, W)`, H and W at least 17, to `(N, num_classes)`."""
@@ -313,6 +336,7 @@ class InceptionAuxDropout(nn.Module):
         dropout: probability behind the fully connected layer. Default 0.7, as in GoogLeNet's heads
             (Szegedy et al. 2014, arXiv 1409.4842, section 5).
         conv_block: makes the convolution units; called as `BasicConv2d` is.
+        width: what `conv_block` multiplies channels by, for the layers that it does not make.
     """
 
     min_grid_size = InceptionAux.min_grid_size
@@ -323,12 +347,14 @@ class InceptionAuxDropout(nn.Module):
         num_classes: int,
         dropout: float = _AUX_DROPOUT,
         conv_block: ConvBlock = BasicConv2d,
+        width: float = 1.0,
     ) -> None:
         super().__init__()
+        narrow, wide = scaled_channels(128, width), scaled_channels(768, width)
         self.conv0 = conv_block(in_channels, 128, kernel_size=1)
-        self.conv1 = nn.Conv2d(128, 768, kernel_size=5)
+        self.conv1 = nn.Conv2d(narrow, wide, kernel_size=5)
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(768, num_classes)
+        self.fc = nn.Linear(wide, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(N, C, H, W)`, H and W at least 17, to `(N, num_classes)`."""
@@ -344,7 +370,8 @@ class InceptionBlocks:
 
     Attributes:
         basic_conv: called as `BasicConv2d` is, for the stem, and handed to the others as
-            `conv_block`.
+            `conv_block`; in a network of another width than 1 inside a function that multiplies the
+            channels, so the channels that the others get are those of width 1.
         a: called as `InceptionA` is.
         b: called as `InceptionB` is.
         c: called as `InceptionC` is.
@@ -416,10 +443,11 @@ class InceptionNetwork(nn.Module):
         blocks: the classes to build from.
         image_size: 299, 151 or 79: the size of image that brings the first layers to the grids of
             the paper's table 1 (section 9).
+        width: what the channels of every layer are multiplied by, a multiple of 1/16.
 
     Raises:
         ValueError: `num_classes` is below 1, `dropout` not in [0, 1], or there is no such
-            `aux_logits` or `image_size`.
+            `aux_logits`, `image_size` or `width`.
     """
 
     # Filters behind the average pools at 35×35; channels between the factors at 17×17.
@@ -436,6 +464,7 @@ class InceptionNetwork(nn.Module):
         init_weights: bool = True,
         blocks: InceptionBlocks | None = None,
         image_size: int = 299,
+        width: float = 1.0,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -446,12 +475,18 @@ class InceptionNetwork(nn.Module):
             )
         if image_size not in IMAGE_SIZES:
             raise ValueError(f"image_size takes {choices(IMAGE_SIZES)}, got {image_size!r}")
+        if not (width > 0 and width * _CHANNELS_UNIT % 1 == 0):
+            raise ValueError(
+                f"width takes a multiple of 1/{_CHANNELS_UNIT} above 0, with which all layers have "
+                f"whole numbers of channels, got {width!r}"
+            )
         if blocks is None:
             blocks = self.default_blocks()
-        conv = blocks.basic_conv
+        conv = blocks.basic_conv if width == 1 else partial(_scaled_conv, blocks.basic_conv, width)
         self.aux_logits = aux_logits
         self.transform_input = transform_input
         self.image_size = image_size
+        self.width = width
 
         channels = self._add_stem(conv)
         self._grid_35 = [f"Mixed_5{letter}" for letter in "bcd"]
@@ -466,9 +501,9 @@ class InceptionNetwork(nn.Module):
         self.AuxLogits: nn.Module | None = None
         self.LowerAuxLogits: nn.Module | None = None
         if aux_logits:
-            self.AuxLogits = blocks.aux(768, num_classes, conv_block=conv)
+            self.AuxLogits = blocks.aux(768, num_classes, conv_block=conv, width=width)
         if aux_logits == 2:
-            self.LowerAuxLogits = blocks.aux(768, num_classes, conv_block=conv)
+            self.LowerAuxLogits = blocks.aux(768, num_classes, conv_block=conv, width=width)
 
         self.Mixed_7a = blocks.d(768, conv_block=conv)
         self.Mixed_7b = blocks.e(1280, conv_block=conv)
@@ -476,7 +511,7 @@ class InceptionNetwork(nn.Module):
 
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(2048, num_classes)
+        self.fc = nn.Linear(scaled_channels(2048, width), num_classes)
         if init_weights:
             self._init_weights()
 
@@ -503,6 +538,12 @@ class InceptionNetwork(nn.Module):
         # The smallest image that comes to Mixed_6b as `grid`.
         size = 2 * (2 * grid + 1) + 1 + 2  # a 3×3 convolution and two of stride 2 or pools
         return self._image_size_for(size if self.image_size == 79 else 2 * size + 1)
+
+    def min_image_size(self) -> int:
+        """Rows and columns that images have at least, in the mode that the network is in."""
+        heads = (self.LowerAuxLogits, self.AuxLogits) if self.training else ()
+        sizes = (getattr(head, "min_grid_size", _MIN_GRID_SIZE) for head in heads)
+        return self._min_image_size(max(sizes, default=_MIN_GRID_SIZE))
 
     def _init_weights(self) -> None:
         for name, module in self.named_modules():
@@ -531,9 +572,8 @@ class InceptionNetwork(nn.Module):
         """
         lower = self.LowerAuxLogits if self.training else None
         upper = self.AuxLogits if self.training else None
-        # Mixed_7a needs three rows and columns.
-        grid = max(getattr(head, "min_grid_size", 3) for head in (lower, upper))
-        _check_images(x, self._min_image_size(grid), grid > 3)
+        min_size = self.min_image_size()
+        _check_images(x, min_size, min_size > self._min_image_size(_MIN_GRID_SIZE))
         if self.transform_input:
             x = _from_imagenet_normalization(x)
 
@@ -680,6 +720,7 @@ def inception_v3(
     weights: Weights | None = None,
     aux_regularizer: str = "batch_norm",
     image_size: int = 299,
+    width: float = 1.0,
 ) -> InceptionV3:
     """Builds the reference Inception V3, in training mode, as `nn.Module` does.
 
@@ -707,6 +748,8 @@ def inception_v3(
             normalized in each case.
         image_size: what the first layers are made for: 299; 151, where the first convolution has
             stride 1; or 79, where there is no first max pool either (section 9 of the paper).
+        width: what the channels of every layer are multiplied by: a multiple of 1/16, as all of
+            them are multiples of 16. Networks of another width than 1 have weights of their own.
 
     Returns:
         The network, fp32, on the CPU. It takes images `(N, 3, H, W)` from 75×75 on (from 299×299
@@ -738,6 +781,7 @@ def inception_v3(
         init_weights=init_weights and weights is None,
         blocks=blocks_with_aux(InceptionV3.default_blocks(), aux_regularizer, aux_logits),
         image_size=image_size,
+        width=width,
     )
     if weights is not None:
         load_network(model, weights)

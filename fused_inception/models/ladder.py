@@ -27,13 +27,19 @@ __all__ = ["LADDER", "InceptionLoss", "Rung", "ladder"]
 LADDER = ("rmsprop", "label_smoothing", "factorized_7x7", "bn_auxiliary")
 
 # Section 8.
-_LEARNING_RATE = 0.045
-_DECAY = 0.94
-_DECAY_EPOCHS = 2
-_MOMENTUM = 0.9
-_RMS_DECAY = 0.9
-_RMS_EPS = 1.0
-_CLIP_NORM = 2.0
+LEARNING_RATE = 0.045
+DECAY = 0.94
+DECAY_EPOCHS = 2
+MOMENTUM = 0.9
+RMS_DECAY = 0.9
+RMS_EPS = 1.0
+CLIP_NORM = 2.0
+
+# Section 7.
+SMOOTHING = 0.1
+
+# GoogLeNet's (Szegedy et al. 2014, arXiv 1409.4842, section 5).
+AUX_WEIGHT = 0.3
 
 
 class InceptionLoss(nn.Module):
@@ -41,11 +47,12 @@ class InceptionLoss(nn.Module):
 
     Args:
         criterion: takes logits `(N, num_classes)` and a target, and returns a scalar.
-        aux_weight: of each auxiliary head. Default 0.4, as in the Inception code that TensorFlow
-            published; the paper gives none.
+        aux_weight: of each auxiliary head. Default 0.3, as in GoogLeNet (Szegedy et al. 2014, arXiv
+            1409.4842, section 5); the paper on Inception-v3 gives none, and the Inception code that
+            TensorFlow published has 0.4.
     """
 
-    def __init__(self, criterion: nn.Module, aux_weight: float = 0.4) -> None:
+    def __init__(self, criterion: nn.Module, aux_weight: float = AUX_WEIGHT) -> None:
         super().__init__()
         self.criterion = criterion
         self.aux_weight = aux_weight
@@ -78,7 +85,7 @@ class Rung:
     options: tuple[str, ...]
     model: InceptionV2
     loss: InceptionLoss
-    clip_norm: float = _CLIP_NORM
+    clip_norm: float = CLIP_NORM
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Makes the optimizer of section 8 for the model's parameters, where they are now.
@@ -93,10 +100,8 @@ class Rung:
         """
         parameters = self.model.parameters()
         if "rmsprop" in self.options:
-            return torch.optim.RMSprop(
-                parameters, lr=_LEARNING_RATE, alpha=_RMS_DECAY, eps=_RMS_EPS
-            )
-        return torch.optim.SGD(parameters, lr=_LEARNING_RATE, momentum=_MOMENTUM)
+            return torch.optim.RMSprop(parameters, lr=LEARNING_RATE, alpha=RMS_DECAY, eps=RMS_EPS)
+        return torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=MOMENTUM)
 
     def scheduler(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
         """Makes the schedule of section 8: step it once an epoch, × 0.94 every second time.
@@ -104,7 +109,7 @@ class Rung:
         Args:
             optimizer: of the model.
         """
-        return torch.optim.lr_scheduler.StepLR(optimizer, step_size=_DECAY_EPOCHS, gamma=_DECAY)
+        return torch.optim.lr_scheduler.StepLR(optimizer, step_size=DECAY_EPOCHS, gamma=DECAY)
 
 
 def ladder(
@@ -112,6 +117,7 @@ def ladder(
     num_classes: int = 1000,
     aux_logits: int = True,
     image_size: int = 299,
+    width: float = 1.0,
     dropout: float = 0.5,
     init_weights: bool = True,
 ) -> Rung:
@@ -125,6 +131,7 @@ def ladder(
         num_classes: classes, at least 1.
         aux_logits: how many auxiliary heads there are, as in `inception_v2`.
         image_size: 299, 151 or 79, as in `inception_v2`.
+        width: as in `inception_v2`.
         dropout: probability in front of the last linear layer.
         init_weights: as in `inception_v2`.
 
@@ -143,11 +150,12 @@ def ladder(
         aux_logits=aux_logits,
         aux_regularizer=("batch_norm" if "bn_auxiliary" in options or not aux_logits else "none"),
         image_size=image_size,
+        width=width,
         stem="3x3" if "factorized_7x7" in options else "7x7",
         dropout=dropout,
         init_weights=init_weights,
     )
-    smoothing = 0.1 if "label_smoothing" in options else 0.0
+    smoothing = SMOOTHING if "label_smoothing" in options else 0.0
     chosen = tuple(option for option in LADDER if option in options)
     return Rung(chosen, model, InceptionLoss(LabelSmoothingLoss(smoothing)))
 

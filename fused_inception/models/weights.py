@@ -16,6 +16,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fused_inception._errors import first_line
+
 Weights: TypeAlias = str | os.PathLike[str] | Mapping[str, Tensor]
 
 _TORCH_SUFFIXES = (".pth", ".pt")
@@ -66,7 +68,9 @@ def load_weights(weights: Weights) -> dict[str, Tensor]:
     return _unwrap(_read_file(os.fspath(weights), source), source)
 
 
-def load_into(model: nn.Module, weights: Weights, *, ignore: Sequence[str] = ()) -> None:
+def load_into(
+    model: nn.Module, weights: Weights, *, ignore: Sequence[str] = (), source: str | None = None
+) -> None:
     """Loads weights into a model strictly: every name and every shape must agree.
 
     Args:
@@ -74,6 +78,7 @@ def load_into(model: nn.Module, weights: Weights, *, ignore: Sequence[str] = ())
         weights: as `load_weights` takes them. Floating-point tensors are converted to the model's
             dtype and device.
         ignore: entries whose names begin with one of these are dropped from `weights`.
+        source: what messages call them. Default: the file, or "the given state_dict".
 
     Raises:
         WeightsError: as `load_weights`; or names are missing or unknown, or a shape, or a kind of
@@ -97,7 +102,8 @@ def load_into(model: nn.Module, weights: Weights, *, ignore: Sequence[str] = ())
     problems = list(_misfits(expected, state))
     if problems:
         raise WeightsError(
-            f"{_source(weights)} does not fit {type(model).__name__}, {'; '.join(problems)}",
+            f"{source or _source(weights)} does not fit {type(model).__name__}, "
+            f"{'; '.join(problems)}",
             missing=[name for name in expected if name not in state],
         )
     model.load_state_dict(state, strict=True)
@@ -171,7 +177,7 @@ def _read_safetensors(path: str, source: str) -> object:
     except SafetensorError as error:
         raise WeightsError(
             f"{source} cannot be read: it is damaged or not a safetensors file "
-            f"({_first_line(error)})"
+            f"({first_line(error)})"
         ) from error
 
 
@@ -248,7 +254,3 @@ def _kind(tensor: Tensor) -> tuple[bool, bool, bool]:
 def _some(phrases: Sequence[str]) -> str:
     more = ", ..." if len(phrases) > _NAMES_SHOWN else ""
     return ", ".join(phrases[:_NAMES_SHOWN]) + more
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -9,7 +9,12 @@ import torch
 
 from fused_inception.ops.common import checks
 from fused_inception.ops.common.autocast import autocast, without_autocast
-from fused_inception.ops.common.autograd import activation_backward, conv_backward, wants_grad
+from fused_inception.ops.common.autograd import (
+    activation_backward,
+    conv_backward,
+    kept_result,
+    wants_grad,
+)
 from fused_inception.ops.common.dispatch import select
 from fused_inception.ops.common.geometry import conv_output_size, empty_channels_last
 from fused_inception.ops.common.registration import register
@@ -96,15 +101,15 @@ class _Conv2dAct(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        input, weight, _, ctx.stride, ctx.padding, ctx.activation, _ = inputs
-        ctx.save_for_backward(input, weight, output)
+        input, weight, _, ctx.stride, ctx.padding, activation, _ = inputs
+        ctx.save_for_backward(input, weight, kept_result(output, activation))
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        input, weight, output = ctx.saved_tensors
+        input, weight, result = ctx.saved_tensors
         grads = conv_backward(
-            activation_backward(grad, output, ctx.activation),
+            activation_backward(grad, result),
             input,
             weight,
             ctx.stride,

@@ -8,12 +8,18 @@ import torch
 
 from fused_inception.ops.common import checks
 from fused_inception.ops.common.autocast import autocast, without_autocast
-from fused_inception.ops.common.autograd import activation_backward, conv_backward, wants_grad
+from fused_inception.ops.common.autograd import (
+    activation_backward,
+    conv_backward,
+    kept_result,
+    wants_grad,
+)
 from fused_inception.ops.common.dispatch import select
 from fused_inception.ops.common.geometry import empty_channels_last
 from fused_inception.ops.common.registration import register
+from fused_inception.ops.conv2d_act.op import conv2d_act
 
-from . import aten
+from .aten import same_padding
 from .launch import BACKENDS, NAME
 
 
@@ -116,33 +122,41 @@ class _FactorizedConv2d(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        input, weight1, bias1, weight2, bias2, ctx.mid_activation, ctx.activation, _ = inputs
-        ctx.save_for_backward(input, weight1, bias1, weight2, output)
-        ctx.has_bias2 = bias2 is not None
+        input, weight1, bias1, weight2, _, ctx.mid_activation, activation, backend = inputs
+        ctx.mid_backend = "auto" if backend == "cuda" else backend  # there is no cuda conv2d_act
+        result = kept_result(output, activation)
+        ctx.save_for_backward(input, weight1, bias1, weight2, result)
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        input, weight1, bias1, weight2, output = ctx.saved_tensors
+        input, weight1, bias1, weight2, result = ctx.saved_tensors
         wants = ctx.needs_input_grad
-        mid = aten.conv2d(input, weight1, bias1, ctx.mid_activation)
+        mid = conv2d_act(
+            input,
+            weight1,
+            bias1,
+            padding=same_padding(weight1),
+            activation=ctx.mid_activation,
+            backend=ctx.mid_backend,
+        )
         first_wants = (wants[0], wants[1], wants[2])
         grad_mid, grad_weight2, grad_bias2 = conv_backward(
-            activation_backward(grad, output, ctx.activation),
+            activation_backward(grad, result),
             mid,
             weight2,
             (1, 1),
-            aten.same_padding(weight2),
+            same_padding(weight2),
             (any(first_wants), wants[3], wants[4]),
         )
         grad_input = grad_weight1 = grad_bias1 = None
         if grad_mid is not None:
             grad_input, grad_weight1, grad_bias1 = conv_backward(
-                activation_backward(grad_mid, mid, ctx.mid_activation),
+                activation_backward(grad_mid, kept_result(mid, ctx.mid_activation)),
                 input,
                 weight1,
                 (1, 1),
-                aten.same_padding(weight1),
+                same_padding(weight1),
                 first_wants,
             )
         return grad_input, grad_weight1, grad_bias1, grad_weight2, grad_bias2, None, None, None

@@ -8,7 +8,12 @@ import torch
 
 from fused_inception.ops.common import checks
 from fused_inception.ops.common.autocast import autocast, without_autocast
-from fused_inception.ops.common.autograd import activation_backward, conv_backward, wants_grad
+from fused_inception.ops.common.autograd import (
+    activation_backward,
+    conv_backward,
+    kept_result,
+    wants_grad,
+)
 from fused_inception.ops.common.dispatch import select
 from fused_inception.ops.common.geometry import conv_output_size, empty_channels_last
 from fused_inception.ops.common.registration import register
@@ -92,17 +97,17 @@ class _GridReduction(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        input, weight, _, ctx.pool, ctx.activation, _ = inputs
-        ctx.save_for_backward(input, weight, output)
+        input, weight, _, ctx.pool, activation, _ = inputs
+        ctx.save_for_backward(input, weight, kept_result(output, activation))
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        input, weight, output = ctx.saved_tensors
+        input, weight, result = ctx.saved_tensors
         wants = ctx.needs_input_grad
         c_out, kernel = weight.shape[0], weight.shape[2]
         grad_input, grad_weight, grad_bias = conv_backward(
-            activation_backward(grad[:, :c_out], output[:, :c_out], ctx.activation),
+            activation_backward(grad[:, :c_out], None if result is None else result[:, :c_out]),
             input,
             weight,
             (2, 2),

@@ -8,7 +8,12 @@ import torch
 
 from fused_inception.ops.common import checks
 from fused_inception.ops.common.autocast import autocast, without_autocast
-from fused_inception.ops.common.autograd import activation_backward, conv_backward, wants_grad
+from fused_inception.ops.common.autograd import (
+    activation_backward,
+    conv_backward,
+    kept_result,
+    wants_grad,
+)
 from fused_inception.ops.common.dispatch import select
 from fused_inception.ops.common.geometry import empty_channels_last
 from fused_inception.ops.common.registration import register
@@ -101,15 +106,15 @@ class _SplitConv2d(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        input, weight_row, _, weight_col, _, ctx.activation, _ = inputs
-        ctx.save_for_backward(input, weight_row, weight_col, output)
+        input, weight_row, _, weight_col, _, activation, _ = inputs
+        ctx.save_for_backward(input, weight_row, weight_col, kept_result(output, activation))
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        input, weight_row, weight_col, output = ctx.saved_tensors
+        input, weight_row, weight_col, result = ctx.saved_tensors
         wants = ctx.needs_input_grad
-        grad = activation_backward(grad, output, ctx.activation)
+        grad = activation_backward(grad, result)
         c_row = weight_row.shape[0]
         input_row, *row = conv_backward(
             grad[:, :c_row], input, weight_row, (1, 1), (0, weight_row.shape[3] // 2), wants[:3]
