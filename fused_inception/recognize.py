@@ -144,8 +144,8 @@ class KnownBlock:
         kind: its name, the key in `fused_inception.blocks.FUSED_BLOCKS`.
         pattern: what it computes.
         child_names: the names of its children in torchvision; a module with all of them is a
-            candidate, whatever it computes. None: it is found by its filters, if it has an
-            nn.AvgPool2d too, which other modules with the same filters do not.
+            candidate, whatever it computes. None: it is found by its filters, if it has such a
+            pool as a module too, which other modules with the same filters do not.
     """
 
     kind: str
@@ -235,6 +235,22 @@ def _inception_d() -> KnownBlock:
     return KnownBlock("inception_d", CatPattern(branches), frozenset(names))
 
 
+def _inception_d_double() -> KnownBlock:
+    # Of Inception-ResNet-v2.
+    branches = (
+        _halving("direct_last", _chain(("direct_reduce", _POINT))),
+        _halving("other_last", _chain(("other_reduce", _POINT))),
+        _halving("double_last", _chain(("double_reduce", _POINT), ("double_mid", _SQUARE))),
+        _MAX_POOL_3_2,
+    )
+    return KnownBlock("inception_d_double", CatPattern(branches), None)
+
+
+def _reduction(kind: str, *, pool_first: bool) -> KnownBlock:
+    branches = (_halving("direct", INPUT), _MAX_POOL_3_2)
+    return KnownBlock(kind, CatPattern(branches[::-1] if pool_first else branches), None)
+
+
 def _inception_e(kind: str, pool: Pattern, *middle: tuple[str, KernelPattern]) -> KnownBlock:
     split = _chain(("split_reduce", _POINT))
     double = _chain(("double_reduce", _POINT), *middle)
@@ -266,7 +282,7 @@ KNOWN_BLOCKS: tuple[KnownBlock, ...] = (
     _inception_e("inception_e", _AVG_POOL_3, _MIDDLE),
     # As the network of the Fréchet Inception Distance ends.
     _inception_e("inception_e_max_pool", _MAX_POOL_3, _MIDDLE),
-    # Those of Inception-v4, which have no names of their own.
+    # Those of Inception-v4 and Inception-ResNet-v2, which have no names of their own.
     replace(_inception_a((3, 3)), child_names=None),
     replace(
         _inception_e(
@@ -274,6 +290,9 @@ KNOWN_BLOCKS: tuple[KnownBlock, ...] = (
         ),
         child_names=None,
     ),
+    _reduction("reduction", pool_first=False),
+    _reduction("reduction_pool_first", pool_first=True),
+    _inception_d_double(),
 )
 
 # Not found by names or filters, but by what there is in it: see `find_units`.
@@ -530,31 +549,43 @@ def _blocks_like(module: nn.Module, filters: Counter[str]) -> Iterator[KnownBloc
         return
     children = set(module._modules.keys())
     for known in KNOWN_BLOCKS:
-        if known.child_names is None:
-            likely = any(isinstance(inner, nn.AvgPool2d) for inner in module.modules())
-        elif known.child_names <= children:
+        by_name = known.child_names is not None and known.child_names <= children
+        if by_name or (
+            filters == _pattern_filters(known.pattern)
+            and (known.child_names is not None or _has_pool_of(module, known.pattern))
+        ):
             yield known
-            continue
-        else:
-            likely = True
-        if likely and filters == _pattern_filters(known.pattern):
-            yield known
+
+
+def _parts(pattern: Pattern) -> Iterator[Pattern]:
+    yield pattern
+    if isinstance(pattern, CatPattern):
+        for source in pattern.sources:
+            yield from _parts(source)
+    elif not isinstance(pattern, Input):
+        yield from _parts(pattern.source)
 
 
 def _pattern_filters(pattern: Pattern) -> Counter[str]:
     # One convolution may stand at several places of a pattern.
     convs: dict[str, str] = {}
-    pending = [pattern]
-    while pending:
-        part = pending.pop()
+    for part in _parts(pattern):
         if isinstance(part, ConvPattern):
             rows, columns = part.kernel
             convs[part.role] = _filter_class((rows or 3, columns or 3), part.stride)
-        if isinstance(part, CatPattern):
-            pending += part.sources
-        elif not isinstance(part, Input):
-            pending.append(part.source)
     return Counter(convs.values())
+
+
+def _has_pool_of(module: nn.Module, pattern: Pattern) -> bool:
+    pools = [part for part in _parts(pattern) if isinstance(part, PoolPattern)]
+    wanted = {(pool.kind, pool.window, pool.stride, pool.padding) for pool in pools}
+    for inner in module.modules():
+        kind, _ = _POOL_MODULES.get(type(inner), ("", {}))
+        if kind:
+            sizes = (_pair(getattr(inner, key))[0] for key in ("kernel_size", "stride", "padding"))
+            if (kind, *sizes) in wanted:
+                return True
+    return False
 
 
 def _conv_class(conv: nn.Conv2d) -> str:
