@@ -27,18 +27,21 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from fused_inception.blocks import FUSED_BLOCKS, BlockWeights, ConvWeights
+from fused_inception.blocks import FUSED_BLOCKS, GRAPH_OPS, BlockWeights, ConvWeights
 from fused_inception.folding import fold_batch_norm, type_name
 from fused_inception.ops.common.dispatch import batch_invariance_refusal
 from fused_inception.ops.common.packed_weights import keep_packed
 from fused_inception.recognize import (
+    CONV_GRAPH,
     CONV_SEQUENCE,
     KNOWN_BLOCKS,
+    NO_PAIR,
     BlockMatch,
     NotRecognizedError,
     StandIn,
     UnitMatch,
     find_blocks,
+    find_graphs,
     find_layers,
     find_sequences,
     find_units,
@@ -52,6 +55,8 @@ __all__ = ["FusedBlock", "FusionReport", "fuse", "refresh", "report"]
 # What torch.nn.Module keeps in every instance.
 _MODULE_STATE = frozenset(vars(nn.Module()))
 _BLOCK_KINDS = frozenset(known.kind for known in KNOWN_BLOCKS)
+# These have as many weights as convolutions.
+_OF_ANY_LENGTH = (CONV_SEQUENCE, CONV_GRAPH)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _FOLDED = "folded_"
 # On a candidate that filter_fn excluded, so that `report` can say so, also of a copy.
@@ -67,8 +72,8 @@ def _bias_buffer(name: str) -> str:
 
 
 def _names(match: BlockMatch) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    # Of the weights and biases of what was matched. A sequence has as many as it has convolutions.
-    if match.kind == CONV_SEQUENCE:
+    # Of the weights and biases of what was matched.
+    if match.kind in _OF_ANY_LENGTH:
         names = tuple([unit.role for unit in match.units])
         return names, names
     spec = FUSED_BLOCKS[match.kind]
@@ -234,6 +239,8 @@ class FusedBlock(StandIn):
             tuple([cast("Tensor", buffers[_weight_buffer(name)]) for name in weight_names]),
             tuple([buffers[_bias_buffer(name)] for name in bias_names]),
         )
+        if self._match.kind == CONV_GRAPH:
+            return spec.forward(input, weights, module=self, **self._match.options)
         return spec.forward(input, weights, **self._match.options)
 
     def _can_fuse(self, input: Any) -> bool:
@@ -309,10 +316,13 @@ class FusedBlock(StandIn):
         # Gives the original back. Should this still be in use elsewhere, it folds anew.
         with _rebuild_lock:
             self._snapshot = None
-            for name in [name for name in self._buffers if name.startswith(_FOLDED)]:
-                del self._buffers[name]
-                self._non_persistent_buffers_set.discard(name)
+            self._drop_folded({name for name in self._buffers if name.startswith(_FOLDED)})
         return self._original
+
+    def _drop_folded(self, names: set[str]) -> None:
+        for name in names:
+            del self._buffers[name]
+            self._non_persistent_buffers_set.discard(name)
 
     def _fold(self) -> None:
         # Ordinary tensors also where the model runs in inference mode: such can be written later.
@@ -328,6 +338,9 @@ class FusedBlock(StandIn):
                 self._store(_weight_buffer(name), weight)
             for name, bias in zip(bias_names, packed.biases, strict=True):
                 self._store(_bias_buffer(name), bias)
+            # Of what it was recognized as before.
+            kept = {*map(_weight_buffer, weight_names), *map(_bias_buffer, bias_names)}
+            self._drop_folded({name for name in self._buffers if name.startswith(_FOLDED)} - kept)
 
     def _folded(self, unit: UnitMatch) -> ConvWeights:
         conv = cast("nn.Conv2d | nn.Linear", self._original.get_submodule(unit.conv))
@@ -511,10 +524,17 @@ class FusionReport:
 
 
 def _launches(match: BlockMatch) -> tuple[int, int]:
-    if match.kind == CONV_SEQUENCE:
-        kinds = [kind for kind, _ in match.options["steps"]]
-        return len(kinds), len(kinds) + kinds.count("factorized_conv2d")
+    if match.kind in _OF_ANY_LENGTH:
+        ops = _ops(match)
+        return len(ops), len(ops) + ops.count("factorized_conv2d")
     return FUSED_BLOCKS[match.kind].launches
+
+
+def _ops(match: BlockMatch) -> list[str]:
+    # Of this package, that a sequence or graph runs.
+    if match.kind == CONV_SEQUENCE:
+        return [op for op, _ in match.options["steps"]]
+    return [call.kind for call in match.options["calls"] if call.kind in GRAPH_OPS]
 
 
 _ITSELF = "(the model itself)"
@@ -583,10 +603,10 @@ def fuse(
 
     candidates = _survey(model, is_excluded)
     refused = [
-        f"{name or 'the model itself'}: {candidate.reason}"
+        f"{name or 'the model itself'}: {reason}"
         for candidate in candidates
-        if candidate.match is None and not candidate.excluded
-        for name in candidate.names
+        if not candidate.excluded
+        for name, reason in candidate.refusals()
     ]
     if strict and refused:
         raise RuntimeError(
@@ -635,6 +655,7 @@ def report(model: nn.Module) -> FusionReport:
             match, reason = _verdict(module._original, _recognize_alone)
             if match is not None:
                 found.replaced.append((name, match.kind))
+                found.skipped += _inside(name, match.left)
                 if module not in in_training:
                     found.launches.append((name, _launches(match)))
             else:
@@ -681,6 +702,16 @@ class _Candidate:
     match: BlockMatch | None = None
     reason: str | None = None
     excluded: bool = False
+
+    def refusals(self) -> list[tuple[str, str]]:
+        """(qualified name, reason) of what is not understood."""
+        if self.match is None:
+            return [(name, self.reason or "") for name in self.names]
+        return [refusal for name in self.names for refusal in _inside(name, self.match.left)]
+
+
+def _inside(name: str, left: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
+    return [(f"{name}.{path}".lstrip("."), reason) for path, reason in left]
 
 
 # Their forwards call their children and, in evaluation, beside these only what treats every element
@@ -731,6 +762,11 @@ def _batch_dependent(model: nn.Module, in_training: set[nn.Module]) -> list[tupl
         reason = None
         if isinstance(module, FusedBlock) and module._reason is None:
             settled.update(module.modules())
+            if module._match.kind == CONV_GRAPH and len(_ops(module._match)) < len(
+                module._match.options["calls"]
+            ):
+                found.append((name, "calls more than its convolutions, which is not looked at"))
+                continue
             weight = next(module.parameters(), of_model)
             if module._match.kind != "max_pool2d" and weight is not None:
                 reason = batch_invariance_refusal(weight.dtype, weight.device)
@@ -747,8 +783,8 @@ def _batch_dependent(model: nn.Module, in_training: set[nn.Module]) -> list[tupl
 def _survey(
     model: nn.Module, is_excluded: Callable[[nn.Module, list[str]], bool]
 ) -> list[_Candidate]:
-    # Everything that could be fused and is not yet, blocks first. Units are looked for where no
-    # block around them is excluded or understood.
+    # Everything that could be fused and is not yet, blocks first. The others are looked for where
+    # nothing around them is excluded or understood.
     blocks = _judge(find_blocks(model, _is_fused_block), is_excluded)
     settled = {block.module for block in blocks if block.excluded or block.match is not None}
     matched = {block.module for block in blocks if block.match is not None}
@@ -756,11 +792,25 @@ def _survey(
     def is_settled(module: nn.Module) -> bool:
         return module in settled or isinstance(module, FusedBlock)
 
+    looks_like_block = {block.module for block in blocks}
+    graphs = []
+    for graph in _judge(
+        find_graphs(model, lambda m: m in looks_like_block | settled or _is_whole(m)), is_excluded
+    ):
+        if graph.reason == NO_PAIR:
+            continue
+        for path, inner in graph.module.named_modules():
+            if graph.match is not None and (inner in settled or _is_whole(inner)):
+                graph.match = None
+                graph.reason = f"{path}: is fused on its own, beside a pair"
+        if graph.excluded or graph.match is not None:
+            settled.add(graph.module)
+        graphs.append(graph)
     sequences = _judge(find_sequences(model, is_settled), is_excluded)
     settled |= {found.module for found in sequences if found.excluded or found.match is not None}
     units = _judge(find_units(model, is_settled), is_excluded)
     layers = find_layers(model, lambda m: m in matched or _is_fused_block(m))
-    return blocks + sequences + units + _judge(layers, is_excluded)
+    return blocks + graphs + sequences + units + _judge(layers, is_excluded)
 
 
 def _judge(
@@ -802,6 +852,11 @@ def _recognize_alone(block: nn.Module) -> BlockMatch:
 def _is_fused_block(module: nn.Module) -> bool:
     # Fused units and sequences are looked through: the block around them may be understood by now.
     return isinstance(module, FusedBlock) and module._match.kind in _BLOCK_KINDS
+
+
+def _is_whole(module: nn.Module) -> bool:
+    is_graph = isinstance(module, FusedBlock) and module._match.kind == CONV_GRAPH
+    return is_graph or _is_fused_block(module)
 
 
 def _release_units(block: nn.Module) -> None:

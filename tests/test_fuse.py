@@ -44,6 +44,7 @@ from fused_inception.ops.common.dispatch import batch_invariance_refusal
 from fused_inception.recognize import (
     NotRecognizedError,
     find_blocks,
+    find_graphs,
     find_sequences,
     find_units,
     recognize,
@@ -64,6 +65,7 @@ KINDS = {
     "reduction": lambda: Halved(),  # noqa: PLW0108
     "reduction_pool_first": lambda: HalvedPoolFirst(),  # noqa: PLW0108
     "inception_d_double": lambda: DoubleReduction(),  # noqa: PLW0108
+    "conv_graph": lambda: Residual(),  # noqa: PLW0108
     "conv2d_act": lambda: BasicConv2d(CHANNELS, 6, kernel_size=(3, 5), stride=2, padding=(1, 2)),
     "conv_sequence": lambda: nn.Sequential(
         BasicConv2d(CHANNELS, 5, kernel_size=1),
@@ -84,7 +86,10 @@ FILTERS = {
     "inception_d_double": 19 + CHANNELS,
     "conv2d_act": 6,
     "conv_sequence": 6,
+    "conv_graph": CHANNELS,
 }
+# The op that most tells of a kind that has none of its own.
+OPS = {"conv_sequence": "factorized_conv2d", "conv_graph": "factorized_conv2d"}
 # The layers that stand beside blocks, which have tests of their own.
 LAYERS = ("max_pool2d", "global_avg_pool2d", "linear")
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -1958,9 +1963,12 @@ def test_a_child_deleted_from_a_sequence_is_noticed(fused_calls):
     del fused.r[4]
     assert len(fused.r) == 5
     got = fused(images())
-    assert fused_calls.took() == 0
+    # No Inception block any more, but still a forward with pairs, and folded as that alone.
+    assert fused_calls.took() == 1
+    assert report(fused).replaced == [("", "conv_graph")]
+    assert len([name for name, _ in fused.named_buffers() if ".folded_" in f".{name}"]) == 18
     del model.r[4]
-    assert torch.equal(got, model(images()))
+    assert_close(got, model(images()))
 
 
 def dilate(model):
@@ -2756,6 +2764,262 @@ def test_a_fused_sequence_is_still_a_sequence(fused_calls):
     assert list(dict(fused.named_children())) == ["0", "1", "2"]
 
 
+# Pairs inside a forward of their own
+
+
+class Residual(nn.Module):
+    """A pair, another convolution and a parameter around a sum, as people write them."""
+
+    def __init__(self, channels=CHANNELS):
+        super().__init__()
+        self.conv1 = oblong(1, 7, channels, bias=False)
+        self.bn1 = nn.BatchNorm2d(6)
+        self.conv2 = oblong(5, 1, filters=channels, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, channels, 1)
+        self.bn3 = nn.BatchNorm2d(channels)
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, channels).reshape(channels, 1, 1))
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        out = self.act(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += x
+        return F.relu(self.bn3(self.conv3(self.act(out) * self.scale)))
+
+
+class Mixed(nn.Module):
+    """A module with children and a forward given as a function."""
+
+    def __init__(self, forward, **modules):
+        super().__init__()
+        self.run = forward
+        self.a = sequence(oblong(1, 7, CHANNELS), nn.BatchNorm2d(6), nn.ReLU())
+        self.b = sequence(oblong(7, 1, filters=CHANNELS), nn.BatchNorm2d(CHANNELS))
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def second_first(m, x):
+    # What the pair reads is written to before its second half runs.
+    x = x * 2
+    mid = m.a(x)
+    y = x.mul_(3)
+    return m.b(mid) + y
+
+
+def other_branch_between(m, x):
+    mid = m.a(x)
+    other = m.c(x)
+    return m.b(mid) + other
+
+
+def sliced(m, x):
+    out = m.b(m.a(x))
+    return torch.cat([out[:, :2], out[:, 2:, ...].clamp(min=0.1)], dim=1)
+
+
+# Each forward, with what else is in the module, and the ops and other calls that it becomes.
+GRAPHS = {
+    "alone": (lambda m, x: m.b(m.a(x)), {}, ["factorized_conv2d"]),
+    "residual": (lambda m, x: F.relu(m.b(m.a(x)) + x), {}, ["factorized_conv2d", "add", "relu"]),
+    "relu-behind": (
+        lambda m, x: torch.flatten(m.b(m.a(x)).relu_(), 1),
+        {},
+        ["factorized_conv2d", "flatten"],
+    ),
+    "written-between": (second_first, {}, ["mul", "factorized_conv2d", "mul_", "add"]),
+    "branch-between": (
+        other_branch_between,
+        {"c": nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 1), nn.ReLU())},
+        ["factorized_conv2d", "conv2d_act", "add"],
+    ),
+    "bare-convolution": (
+        lambda m, x: m.c(m.b(m.a(x))),
+        {"c": nn.Conv2d(CHANNELS, 3, 3)},
+        ["factorized_conv2d", "c"],
+    ),
+    "bare-pair": (
+        lambda m, x: m.d(m.c(x)).sigmoid(),
+        {"c": oblong(3, 1, CHANNELS), "d": oblong(1, 3, filters=2)},
+        ["factorized_conv2d", "sigmoid"],
+    ),
+    "slices": (
+        sliced,
+        {},
+        ["factorized_conv2d", "getitem", "getitem", "clamp", "cat"],
+    ),
+    "module-list": (
+        lambda m, x: m.c[1](m.c[0](m.a(x))).mean((2, 3)),
+        {"c": nn.ModuleList([oblong(7, 1), oblong(1, 7)])},
+        ["factorized_conv2d", "c.1", "mean"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", GRAPHS)
+@torch.no_grad()
+def test_pairs_in_a_forward_of_their_own_are_fused(case, fused_calls):
+    forward, modules, names = GRAPHS[case]
+    model = nn.ModuleDict({"graph": randomize(Mixed(forward, **modules))}).eval()
+    match = recognize(model["graph"])
+    calls = [
+        call.target.__name__ if callable(call.target) else call.target or call.kind
+        for call in match.options["calls"]
+    ]
+    assert calls == names
+    fused = fuse(model, strict=True)
+    found = report(fused)
+    assert found.replaced == [("graph", "conv_graph")]
+    ops = [name for name in names if name in ("factorized_conv2d", "conv2d_act")]
+    assert found.launches == [("graph", (len(ops), len(ops) + 1))]
+    x = images(height=11, width=13)
+    before = x.clone()
+    assert_close(fused["graph"](x), model["graph"](x))
+    assert fused_calls.took() == 1
+    assert torch.equal(x, before)
+    assert report(fuse(fused, inplace=True)) == found
+
+
+NO_GRAPHS = {
+    "parallel": lambda m, x: m.b(m.c(x)) + m.a(x)[:, :1],
+    "mid-read-twice": lambda m, x: m.b(m.a(x)) + m.a(x).mean(),
+    "pooled-between": lambda m, x: m.b(F.avg_pool2d(m.a(x), 3, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("case", NO_GRAPHS)
+@torch.no_grad()
+def test_where_there_is_no_pair_the_units_are_fused(case, fused_calls):
+    model = nn.Sequential(Mixed(NO_GRAPHS[case], c=nn.Conv2d(CHANNELS, 6, 1)))
+    randomize(model).eval()
+    fused = fuse(model, strict=True)
+    assert report(fused).replaced == [("0.a", "conv2d_act"), ("0.b", "conv2d_act")]
+    assert_close(fused(images()), model(images()))
+
+
+def reads_the_middle(m, x):
+    mid = m.a(x)
+    return m.b(mid) + mid.mean()
+
+
+@torch.no_grad()
+def test_a_middle_that_is_read_elsewhere_is_computed(fused_calls):
+    model = nn.Sequential(Mixed(reads_the_middle))
+    randomize(model).eval()
+    assert report(fuse(model)).replaced == [("0.a", "conv2d_act"), ("0.b", "conv2d_act")]
+
+
+@torch.no_grad()
+def test_what_stays_inside_a_graph_is_reported(fused_calls):
+    def forward(m, x):
+        return m.d(F.relu(m.c(m.b(m.a(x)))))
+
+    model = nn.Sequential(
+        Mixed(
+            forward,
+            c=oblong(3, 1, CHANNELS, CHANNELS, padding=(2, 0), dilation=(2, 1)),
+            d=sequence(oblong(1, 3, CHANNELS, groups=2), nn.ReLU()),
+        )
+    )
+    randomize(model).eval()
+    fused = fuse(model)
+    left = [("0.c", "dilation (2, 1), takes 1"), ("0.d.0", "groups 2, takes 1")]
+    assert report(fused) == FusionReport([("0", "conv_graph")], left)
+    assert_close(fused(images()), model(images()))
+    with pytest.raises(RuntimeError, match=r"  0.c: dilation \(2, 1\), takes 1\n  0.d.0: groups"):
+        fuse(model, strict=True)
+
+
+REFUSED_GRAPHS = {
+    "control-flow": (
+        lambda m, x: m.b(m.a(x)) if x.sum() > 0 else x,
+        "forward: could not be traced .TraceError",
+    ),
+    "shape": (lambda m, x: m.b(m.a(x)).view(len(x), -1), "forward: could not be traced"),
+    "two-outputs": (lambda m, x: (m.b(m.a(x)), x), "forward: returns tuple, takes one tensor"),
+    "unused": (lambda m, x: (x.sum(), m.b(m.a(x)))[1], "forward: does not use the result of sum"),
+    "remembers": (
+        lambda m, x: setattr(m, "seen", x) or m.b(m.a(x)),
+        "forward: writes the attribute seen",
+    ),
+    "type": (
+        lambda m, x: m.b(m.a(x if torch.is_tensor(x) else x[0])),
+        "forward: asks is_tensor, which a trace cannot answer",
+    ),
+    "foreign-function": (
+        lambda m, x: torch.overrides.handle_torch_function(LOCAL, (x,), m.b(m.a(x))),
+        "cannot be pickled, takes functions that can",
+    ),
+}
+
+
+def make_local():
+    def local(x):
+        return x
+
+    return local
+
+
+LOCAL = make_local()
+
+
+@pytest.mark.parametrize("case", REFUSED_GRAPHS)
+def test_a_forward_that_is_not_understood_keeps_its_pair_with_a_reason(case):
+    forward, message = REFUSED_GRAPHS[case]
+    model = nn.Sequential(Mixed(forward)).eval()
+    before = states(model.modules())
+    with pytest.raises(RuntimeError, match=f"  0: .*{message}"):
+        fuse(model, inplace=True, strict=True)
+    assert states(model.modules()) == before
+    found = report(fuse(model))
+    assert found.replaced == [("0.a", "conv2d_act"), ("0.b", "conv2d_act")]
+    ((name, reason),) = found.skipped
+    assert name == "0"
+    assert re.search(message, reason)
+
+
+@torch.no_grad()
+def test_a_pair_beside_what_is_fused_on_its_own_stays(fused_calls):
+    model = nn.Sequential(
+        Mixed(lambda m, x: m.b(m.a(m.inner(x))), inner=Mixed(lambda m, x: m.b(m.a(x)) + x))
+    )
+    randomize(model).eval()
+    fused = fuse(model)
+    found = report(fused)
+    assert found.replaced == [
+        ("0.a", "conv2d_act"),
+        ("0.b", "conv2d_act"),
+        ("0.inner", "conv_graph"),
+    ]
+    assert found.skipped == [("0", "inner: is fused on its own, beside a pair")]
+    assert report(fuse(fused, inplace=True)) == found
+    assert_close(fused(images()), model(images()))
+
+
+def test_filters_and_names_of_graphs():
+    model = nn.ModuleDict({"one": Residual(), "two": Mixed(lambda m, x: m.b(m.a(x)))}).eval()
+    assert [name for name, _ in find_graphs(model)] == ["one", "two"]
+    seen = []
+    fused = fuse(model, filter_fn=lambda name, module: seen.append(name) or name != "two")
+    assert seen == ["one", "two"]
+    assert report(fused) == FusionReport(
+        [("one", "conv_graph")], [("two", "excluded by filter_fn")]
+    )
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_of_a_graph_only_its_convolutions_are_known_not_to_depend_on_the_batch():
+    assert report(fuse(nn.Sequential(Mixed(GRAPHS["alone"][0])).eval())).batch_invariant
+    found = report(fuse(nn.Sequential(Residual()).eval()))
+    assert found.batch_dependent == [
+        ("0", "calls more than its convolutions, which is not looked at")
+    ]
+
+
 # Blocks and the units inside them
 
 
@@ -3039,8 +3303,7 @@ def test_compiles_whole_and_once(kind, fresh_compiler):
         assert_close(compiled(x), model(x))
     assert counter.frame_count == 1
     names = [str(node.target) for node in counter.graphs[0].graph.nodes]
-    op = "factorized_conv2d" if kind == "conv_sequence" else kind
-    assert names.count(f"fused_inception.{op}.default") == 2
+    assert names.count(f"fused_inception.{OPS.get(kind, kind)}.default") == 2
     for batch in (3, 5, 7):
         assert_close(compiled(images(batch=batch)), model(images(batch=batch)))
     assert counter.frame_count == 2
@@ -3129,11 +3392,12 @@ def test_exports_the_fused_forward(strict, kind, fresh_compiler):
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(fused, (images(),), dynamic_shapes=({0: batch},), strict=strict)
     names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert names.count(f"fused_inception.{OPS.get(kind, kind)}.default") == 2
     # A block is one op, and nothing of it is left beside it.
-    op = "factorized_conv2d" if kind == "conv_sequence" else kind
-    assert names.count(f"fused_inception.{op}.default") == 2
     others = [name for name in names if name.startswith("aten.") and "flatten" not in name]
-    assert others == ["aten.conv2d.default"]
+    calls = ["aten.add.Tensor", "aten.relu_.default", "aten.mul.Tensor"]
+    calls = calls if kind == "conv_graph" else []
+    assert others == [*calls, "aten.conv2d.default", *calls]
     for size in (2, 5):
         assert_close(program.module()(images(batch=size)), model(images(batch=size)))
     # Exporting leaves the model as it was.

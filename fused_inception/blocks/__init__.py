@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fused_inception.blocks.conv_graph import GRAPH_OPS, Call, Value, conv_graph
 from fused_inception.blocks.conv_sequence import conv_sequence
 from fused_inception.blocks.conv_unit import conv_unit
 from fused_inception.blocks.inception_a import PLAN as PLAN_A
@@ -33,9 +34,13 @@ from fused_inception.blocks.reduction import reduction, reduction_pool_first
 
 __all__ = [
     "FUSED_BLOCKS",
+    "GRAPH_OPS",
     "BlockWeights",
+    "Call",
     "ConvWeights",
     "FusedBlockSpec",
+    "Value",
+    "conv_graph",
     "conv_sequence",
     "conv_unit",
     "global_avg_pool",
@@ -111,6 +116,7 @@ FUSED_BLOCKS: dict[str, FusedBlockSpec] = {
     "conv2d_act": _single(conv_unit, "conv"),
     # Its weights are as many as its convolutions, each named by its place.
     "conv_sequence": FusedBlockSpec((), (), (), _pack_in_order, conv_sequence, (2, 2)),
+    "conv_graph": FusedBlockSpec((), (), (), _pack_in_order, conv_graph, (1, 2)),
     "max_pool2d": _single(max_pool),
     "global_avg_pool2d": _single(global_avg_pool),
     "linear": _single(linear, "linear", input_dims=2),
