@@ -559,14 +559,16 @@ def fuse(
     is not known stays as it is, and `report` says why. The kinds are the blocks of Inception V3,
     `inception_a` (Mixed_5b to 5d), `inception_b` (Mixed_6a), `inception_c` (Mixed_6b to 6e),
     `inception_d` (Mixed_7a), `inception_e` (Mixed_7b and 7c) and `inception_e_max_pool` (the last
-    block of the Fréchet Inception Distance's network), with those of Inception-v4 that are made
-    alike and `inception_e_pair`, which is its own. Outside of these there are `conv_sequence`, an
-    nn.Sequential of convolutions in which a pair 1×n, m×1 runs as one op, and `conv2d_act`: a unit
-    of one convolution and, behind it, BatchNorm, ReLU or both. A module is taken for a unit if it
-    contains one Conv2d, at least one BatchNorm or ReLU, and nothing else. Where a module has
-    such a block among its children, its nn.MaxPool2d, its nn.AdaptiveAvgPool2d to one pixel and its
-    nn.Linear are replaced too (`max_pool2d`, `global_avg_pool2d`, `linear`), so that on a GPU
-    nothing between an image and its logits depends on the batch around it.
+    block of the Fréchet Inception Distance's network), with those of Inception-v4 and
+    Inception-ResNet-v2 that are made alike and `inception_e_pair`, `inception_d_double`,
+    `reduction` and `reduction_pool_first`, which are their own. Outside of these there are
+    `conv_graph` and `conv_sequence`, a module with a forward of its own and an nn.Sequential in
+    which a pair 1×n, m×1 runs as one op, and `conv2d_act`: a unit of one convolution and, behind
+    it, BatchNorm, ReLU or both. A module is taken for a unit if it contains one Conv2d, at least
+    one BatchNorm or ReLU, and nothing else. Where a module has such a block among its children, its
+    nn.MaxPool2d, its nn.AdaptiveAvgPool2d to one pixel and its nn.Linear are replaced too
+    (`max_pool2d`, `global_avg_pool2d`, `linear`), so that on a GPU nothing between an image and its
+    logits depends on the batch around it.
 
     Args:
         model: any module, on any device, in any floating-point dtype.
@@ -592,7 +594,9 @@ def fuse(
         else. Weights with BatchNorm folded in follow the model's own automatically, except after
         writes through `.data`: call `refresh`. Fusing twice does nothing more. The output is in
         channels_last, whatever the input is: `view` over its channels fails, where `reshape` or
-        `flatten` copy.
+        `flatten` copy. What stands beside the pairs of a `conv_graph` is called in the order of a
+        `torch.fx` trace, so what its forward does to anything but tensors is not done, such as
+        printing.
     """
     _check_module("fuse", model)
     if not inplace:

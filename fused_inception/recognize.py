@@ -772,11 +772,19 @@ def _check_modules(block: nn.Module) -> None:
             raise NotRecognizedError(f"{where}: its parameters are managed by FSDP")
 
 
-# Answered otherwise while tracing than in a forward. A known block shows it by its graph; of another
-# forward the trace would be of the wrong branch.
+# Answered otherwise while tracing than in a forward. A known block would show it by its graph; of
+# another forward the trace would be of the wrong branch.
 _QUESTIONS = frozenset(
-    ("isinstance", "issubclass", "type", "is_tensor", "random")
-    + ("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled")
+    {
+        "isinstance",
+        "issubclass",
+        "type",
+        "is_tensor",
+        "random",
+        "is_grad_enabled",
+        "is_inference_mode_enabled",
+        "is_autocast_enabled",
+    }
 )
 
 
@@ -795,10 +803,8 @@ def _check_questions(block: nn.Module) -> None:
             inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
             names = {name for part in (code, *inner) for name in part.co_names}
             for name in sorted(names & _QUESTIONS):
-                where = f"{path}." if path else ""
-                raise NotRecognizedError(
-                    f"{where}forward: asks {name}, which a trace cannot answer"
-                )
+                where = f"{path}.forward" if path else "forward"
+                raise NotRecognizedError(f"{where}: asks {name}, which a trace cannot answer")
             # What it calls: other functions, methods, functions that are attributes.
             for name in names:
                 pending += [function.__globals__.get(name), vars(module).get(name)]
