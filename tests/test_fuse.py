@@ -19,7 +19,6 @@ from collections import OrderedDict
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -150,46 +149,12 @@ def assert_close(got, want, tolerance=2e-6):
         assert (got - want).abs().max() <= tolerance * want.abs().max()
 
 
-class Counter:
-    """Counts the forwards that run fused."""
-
-    def __init__(self):
-        self.calls = 0
-
-    def took(self):
-        calls, self.calls = self.calls, 0
-        return calls
-
-
-@pytest.fixture
-def fused_calls(monkeypatch):
-    counter = Counter()
-
-    def counted(forward):
-        def call(*args, **kwargs):
-            counter.calls += 1
-            return forward(*args, **kwargs)
-
-        return call
-
-    for kind, spec in blocks.FUSED_BLOCKS.items():
-        monkeypatch.setitem(blocks.FUSED_BLOCKS, kind, spec._replace(forward=counted(spec.forward)))
-    return counter
-
-
 @pytest.fixture(autouse=True)
 def no_warnings():
     """A warning fails a test that does not expect one."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         yield
-
-
-@pytest.fixture
-def fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 # What fuse returns
@@ -3501,13 +3466,6 @@ def test_a_data_parallel_replica_runs_on_its_own_children(fused_calls):
     assert not torch.equal(got[:, :192], want[:, :192])
     assert dict(vars(fused._original)) == before
     assert_close(fused(images()), want)
-
-
-@pytest.fixture
-def one_process_group():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def test_distributed_data_parallel_wraps_a_fused_model(one_process_group, fused_calls):
