@@ -1359,7 +1359,7 @@ class _Matcher:
     def match_graph(self, output: torch.fx.Node) -> BlockMatch:
         """Any forward with a pair in it. What is between the halves is read by the second alone."""
         chains: dict[torch.fx.Node, _Chain] = {}  # by their last nodes
-        left: list[tuple[str, str]] = []
+        left: dict[str, str] = {}
         nodes = list(output.graph.nodes)
         uses = Counter(node.target for node in nodes if node.op == "call_module")
         for node in nodes:
@@ -1374,7 +1374,7 @@ class _Matcher:
                 self._match_unit(AnyConvPattern("", INPUT), chain.units[0])
             except NotRecognizedError as error:
                 if not (chain.units and chain.is_bare):
-                    left.append((name, str(error).removeprefix(f"{name}: ")))
+                    left[name] = str(error).removeprefix(f"{name}: ")
                 continue
             chain.options.append(self.options)
             before = chains.get(node.all_input_nodes[0])
@@ -1395,7 +1395,7 @@ class _Matcher:
         }
         self._check_one_kind()
         options = {"calls": _calls(nodes, fused)}
-        return BlockMatch(CONV_GRAPH, tuple(self.units.values()), options, tuple(left))
+        return BlockMatch(CONV_GRAPH, tuple(self.units.values()), options, tuple(left.items()))
 
     def _module_of(self, node: torch.fx.Node) -> nn.Module | None:
         return self.block.get_submodule(str(node.target)) if node.op == "call_module" else None

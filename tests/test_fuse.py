@@ -2899,6 +2899,18 @@ def test_what_stays_inside_a_graph_is_reported(fused_calls):
         fuse(model, strict=True)
 
 
+@torch.no_grad()
+def test_of_a_convolution_that_is_called_twice_there_is_no_folded_copy(fused_calls):
+    model = nn.Sequential(
+        Mixed(lambda m, x: m.c(m.c(m.b(m.a(x)))), c=sequence(nn.Conv2d(8, 8, 1), nn.ReLU()))
+    )
+    randomize(model).eval()
+    fused = fuse(model)
+    assert report(fused) == FusionReport([("0", "conv_graph")], [("0.c.0", "is used twice")])
+    assert_close(fused(images()), model(images()))
+    assert fused_calls.took() == 1
+
+
 REFUSED_GRAPHS = {
     "control-flow": (
         lambda m, x: m.b(m.a(x)) if x.sum() > 0 else x,
