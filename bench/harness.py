@@ -519,6 +519,8 @@ class Run:
 
 # Names of the scripts, in the order in which they run.
 SUITES = ("factorized_conv2d", "split_conv2d", "grid_reduction", "conv2d_act", "network")
+# These run only where they are named: they need packages that the others do not.
+NAMED_SUITES = ("adapters",)
 
 
 def load_cases(
@@ -533,7 +535,7 @@ def load_cases(
     """The cases of some suites; those that a target is set for come first.
 
     Args:
-        suites: names out of `SUITES`.
+        suites: names out of `SUITES` and `NAMED_SUITES`.
         device: a CPU has fewer batches, and float32 only, by default.
         quick: the first shape of each suite at two batches.
         batches: other batches than the default ones.
@@ -543,9 +545,10 @@ def load_cases(
     Raises:
         BenchError: a name or a pattern that is none, or nothing is left.
     """
-    unknown = [name for name in suites if name not in SUITES]
+    known = SUITES + NAMED_SUITES
+    unknown = [name for name in suites if name not in known]
     if unknown:
-        raise BenchError(f"there is no bench {unknown[0]!r}, there are {', '.join(SUITES)}")
+        raise BenchError(f"there is no bench {unknown[0]!r}, there are {', '.join(known)}")
     for dtype in dtypes or ():
         if dtype not in DTYPES:
             raise BenchError(f"--dtype takes {', '.join(DTYPES)}, got {dtype!r}")
@@ -681,7 +684,7 @@ def main(suites: Sequence[str] = SUITES, argv: Sequence[str] | None = None) -> i
     name = suites[0] if len(suites) == 1 else ""
     parser = argparse.ArgumentParser(prog=f"python -m bench{'.' + name if name else ''}")
     if not name:
-        parser.add_argument("suites", nargs="*", help=", ".join(SUITES))
+        parser.add_argument("suites", nargs="*", help=", ".join(SUITES + NAMED_SUITES))
     add_options(parser)
     args = parser.parse_args(argv)
     arguments = sys.argv[1:] if argv is None else argv

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from fused_inception.folding import fold_batch_norm
 from fused_inception.models.inception_v3 import BasicConv2d
+from fused_inception.recognize import NotRecognizedError, find_units, recognize
 
 DESCRIPTIONS = {
     "P0": "as published: BatchNorm unfolded, float32, NCHW, eager (orientation only)",
@@ -87,6 +88,33 @@ def fold(module: nn.Module) -> nn.Module:
                 visit(child)
 
     visit(module)
+    return module.eval()
+
+
+def fold_units(module: nn.Module) -> nn.Module:
+    """A copy of any network with every BatchNorm folded that `fuse` could fold (P1).
+
+    The forwards are its own; a BatchNorm that held a ReLU leaves it in its place.
+    """
+    module = copy.deepcopy(module)
+    for _, unit in find_units(module):
+        try:
+            match = recognize(unit)
+        except NotRecognizedError:
+            continue
+        (found,) = match.units
+        if found.bn is None:
+            continue
+        conv = cast("nn.Conv2d", unit.get_submodule(found.conv))
+        bn = cast("nn.BatchNorm2d", unit.get_submodule(found.bn))
+        weight, bias = fold_batch_norm(conv.weight, conv.bias, bn)
+        assert bias is not None
+        conv.weight = nn.Parameter(weight, requires_grad=False)
+        conv.bias = nn.Parameter(bias, requires_grad=False)
+        held_relu = type(bn) is not nn.BatchNorm2d and match.options["activation"] == "relu"
+        path, _, name = found.bn.rpartition(".")
+        behind = nn.ReLU(inplace=True) if held_relu else nn.Identity()
+        setattr(unit.get_submodule(path), name, behind)
     return module.eval()
 
 

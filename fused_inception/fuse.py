@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from fused_inception.blocks import FUSED_BLOCKS, BlockWeights, ConvWeights
+from fused_inception.blocks import FUSED_BLOCKS, GRAPH_OPS, BlockWeights, ConvWeights
 from fused_inception.folding import (
     HOOKS,
     fold_batch_norm,
@@ -42,13 +42,16 @@ from fused_inception.modules import ConvModule
 from fused_inception.ops.common.dispatch import batch_invariance_refusal
 from fused_inception.ops.common.packed_weights import keep_packed
 from fused_inception.recognize import (
+    CONV_GRAPH,
     CONV_SEQUENCE,
     KNOWN_BLOCKS,
+    NO_PAIR,
     BlockMatch,
     NotRecognizedError,
     StandIn,
     UnitMatch,
     find_blocks,
+    find_graphs,
     find_layers,
     find_sequences,
     find_units,
@@ -63,6 +66,8 @@ __all__ = ["FusedBlock", "FusionReport", "fuse", "refresh", "report"]
 # What torch.nn.Module keeps in every instance.
 _MODULE_STATE = frozenset(vars(nn.Module()))
 _BLOCK_KINDS = frozenset(known.kind for known in KNOWN_BLOCKS)
+# These have as many weights as convolutions.
+_OF_ANY_LENGTH = (CONV_SEQUENCE, CONV_GRAPH)
 _FOLDED = "folded_"
 # On a candidate that filter_fn excluded, so that `report` can say so, also of a copy.
 _EXCLUDED = "_fused_inception_excluded"
@@ -77,8 +82,8 @@ def _bias_buffer(name: str) -> str:
 
 
 def _names(match: BlockMatch) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    # Of the weights and biases of what was matched. A sequence has as many as it has convolutions.
-    if match.kind == CONV_SEQUENCE:
+    # Of the weights and biases of what was matched.
+    if match.kind in _OF_ANY_LENGTH:
         names = tuple([unit.role for unit in match.units])
         return names, names
     spec = FUSED_BLOCKS[match.kind]
@@ -257,8 +262,10 @@ class FusedBlock(StandIn):
         return self._original.forward(*args, **kwargs)
 
     def _run(self, input: Tensor) -> Tensor:
-        spec = FUSED_BLOCKS[self._match.kind]
-        return spec.forward(input, self._weights(input), **self._match.options)
+        kind, options = self._match.kind, self._match.options
+        if kind == CONV_GRAPH:
+            options = {**options, "module": self}
+        return FUSED_BLOCKS[kind].forward(input, self._weights(input), **options)
 
     def _weights(self, input: Tensor) -> BlockWeights:
         if self._differentiable and self._records(input):
@@ -372,10 +379,13 @@ class FusedBlock(StandIn):
         # Gives the original back. Should this still be in use elsewhere, it folds anew.
         with _rebuild_lock:
             self._snapshot = None
-            for name in [name for name in self._buffers if name.startswith(_FOLDED)]:
-                del self._buffers[name]
-                self._non_persistent_buffers_set.discard(name)
+            self._drop_folded({name for name in self._buffers if name.startswith(_FOLDED)})
         return self._original
+
+    def _drop_folded(self, names: set[str]) -> None:
+        for name in names:
+            del self._buffers[name]
+            self._non_persistent_buffers_set.discard(name)
 
     def _fold(self) -> None:
         # Ordinary tensors also where the model runs in inference mode: such can be written later.
@@ -391,6 +401,9 @@ class FusedBlock(StandIn):
                 self._store(_weight_buffer(name), weight)
             for name, bias in zip(bias_names, packed.biases, strict=True):
                 self._store(_bias_buffer(name), bias)
+            # Of what it was recognized as before.
+            kept = {*map(_weight_buffer, weight_names), *map(_bias_buffer, bias_names)}
+            self._drop_folded({name for name in self._buffers if name.startswith(_FOLDED)} - kept)
 
     def _folded(self, unit: UnitMatch, *, differentiable: bool = False) -> ConvWeights:
         conv = cast("nn.Conv2d | nn.Linear", self._original.get_submodule(unit.conv))
@@ -589,10 +602,17 @@ _OP_LAUNCHES = {"factorized_conv2d": (1, 2)}
 
 
 def _launches(match: BlockMatch) -> tuple[int, int]:
-    if match.kind == CONV_SEQUENCE:
-        kinds = [kind for kind, _ in match.options["steps"]]
-        return len(kinds), len(kinds) + kinds.count("factorized_conv2d")
+    if match.kind in _OF_ANY_LENGTH:
+        ops = _ops(match)
+        return len(ops), len(ops) + ops.count("factorized_conv2d")
     return FUSED_BLOCKS[match.kind].launches
+
+
+def _ops(match: BlockMatch) -> list[str]:
+    # Of this package, that a sequence or graph runs.
+    if match.kind == CONV_SEQUENCE:
+        return [op for op, _ in match.options["steps"]]
+    return [call.kind for call in match.options["calls"] if call.kind in GRAPH_OPS]
 
 
 _ITSELF = "(the model itself)"
@@ -618,16 +638,18 @@ def fuse(
     is not known stays as it is, and `report` says why. The kinds are the blocks of Inception V3,
     `inception_a` (Mixed_5b to 5d), `inception_b` (Mixed_6a), `inception_c` (Mixed_6b to 6e),
     `inception_d` (Mixed_7a), `inception_e` (Mixed_7b and 7c) and `inception_e_max_pool` (the last
-    block of the Fréchet Inception Distance's network), with those of Inception-v4 that are made
-    alike and `inception_e_pair`, which is its own. Outside of these there are `conv_sequence`, an
-    nn.Sequential of convolutions in which a pair 1×n, m×1 runs as one op, and `conv2d_act`: a unit
-    of one convolution and, behind it, BatchNorm, ReLU or both. A module is taken for a unit if it
-    contains one Conv2d, at least one BatchNorm or ReLU, and nothing else. Where a module has
-    such a block among its children, its nn.MaxPool2d, its nn.AdaptiveAvgPool2d to one pixel and its
-    nn.Linear are replaced too (`max_pool2d`, `global_avg_pool2d`, `linear`), so that on a GPU
-    nothing between an image and its logits depends on the batch around it. This package's Inception
-    V3 and torchvision's get a subclass of their class, whose forward runs the layers in front of
-    the first block as one, `inception_stem`, where all of them are fused.
+    block of the Fréchet Inception Distance's network), with those of Inception-v4 and
+    Inception-ResNet-v2 that are made alike and `inception_e_pair`, `inception_d_double`,
+    `reduction` and `reduction_pool_first`, which are their own. Outside of these there are
+    `conv_graph` and `conv_sequence`, a module with a forward of its own and an nn.Sequential in
+    which a pair 1×n, m×1 runs as one op, and `conv2d_act`: a unit of one convolution and, behind
+    it, BatchNorm, ReLU or both. A module is taken for a unit if it contains one Conv2d, at least
+    one BatchNorm or ReLU, and nothing else. Where a module has such a block among its children, its
+    nn.MaxPool2d, its nn.AdaptiveAvgPool2d to one pixel and its nn.Linear are replaced too
+    (`max_pool2d`, `global_avg_pool2d`, `linear`), so that on a GPU nothing between an image and its
+    logits depends on the batch around it. This package's Inception V3 and torchvision's get a
+    subclass of their class, whose forward runs the layers in front of the first block as one,
+    `inception_stem`, where all of them are fused.
 
     Args:
         model: any module, on any device, in any floating-point dtype.
@@ -658,7 +680,9 @@ def fuse(
         else. Weights with BatchNorm folded in follow the model's own automatically, except after
         writes through `.data`: call `refresh`. Fusing twice does nothing more. The output is in
         channels_last, whatever the input is: `view` over its channels fails, where `reshape` or
-        `flatten` copy.
+        `flatten` copy. What stands beside the pairs of a `conv_graph` is called in the order of a
+        `torch.fx` trace, so what its forward does to anything but tensors is not done, such as
+        printing.
     """
     _check_module("fuse", model)
     if not inplace:
@@ -669,10 +693,10 @@ def fuse(
 
     candidates = _survey(model, is_excluded, differentiable)
     refused = [
-        f"{name or 'the model itself'}: {candidate.reason}"
+        f"{name or 'the model itself'}: {reason}"
         for candidate in candidates
-        if candidate.match is None and not candidate.excluded
-        for name in candidate.names
+        if not candidate.excluded
+        for name, reason in candidate.refusals()
     ]
     if strict and refused:
         raise RuntimeError(
@@ -730,6 +754,7 @@ def report(model: nn.Module) -> FusionReport:
             if match is not None:
                 reason = module._original_reason()
                 found.replaced.append((name, match.kind))
+                found.skipped += _inside(name, match.left)
                 if module not in in_training and module not in in_stem:
                     found.launches.append((name, _launches(match)))
             else:
@@ -785,6 +810,16 @@ class _Candidate:
     reason: str | None = None
     excluded: bool = False
 
+    def refusals(self) -> list[tuple[str, str]]:
+        """(qualified name, reason) of what is not understood."""
+        if self.match is None:
+            return [(name, self.reason or "") for name in self.names]
+        return [refusal for name in self.names for refusal in _inside(name, self.match.left)]
+
+
+def _inside(name: str, left: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
+    return [(f"{name}.{path}".lstrip("."), reason) for path, reason in left]
+
 
 # Their forwards call their children and, in evaluation, beside these only what treats every element
 # or every image alone. Their auxiliary head runs in training only.
@@ -839,6 +874,11 @@ def _batch_dependent(model: nn.Module, in_training: set[nn.Module]) -> list[tupl
             and module._original_reason() is None
         ):
             settled.update(module.modules())
+            if module._match.kind == CONV_GRAPH and len(_ops(module._match)) < len(
+                module._match.options["calls"]
+            ):
+                found.append((name, "calls more than its convolutions, which is not looked at"))
+                continue
             weight = next(module.parameters(), of_model)
             if module._match.kind != "max_pool2d" and weight is not None:
                 reason = batch_invariance_refusal(weight.dtype, weight.device)
@@ -865,8 +905,8 @@ def _survey(
     is_excluded: Callable[[nn.Module, list[str]], bool],
     differentiable: bool = False,
 ) -> list[_Candidate]:
-    # Everything that could be fused and is not yet, blocks first. Units are looked for where no
-    # block around them is excluded or understood.
+    # Everything that could be fused and is not yet, blocks first. The others are looked for where
+    # nothing around them is excluded or understood.
     def judge(found: list[tuple[str, nn.Module]]) -> list[_Candidate]:
         return _judge(found, is_excluded, differentiable)
 
@@ -877,11 +917,25 @@ def _survey(
     def is_settled(module: nn.Module) -> bool:
         return module in settled or isinstance(module, FusedBlock)
 
+    looks_like_block = {block.module for block in blocks}
+    graphs = []
+    for graph in judge(
+        find_graphs(model, lambda m: m in looks_like_block | settled or _is_whole(m))
+    ):
+        if graph.reason == NO_PAIR:
+            continue
+        for path, inner in graph.module.named_modules():
+            if graph.match is not None and (inner in settled or _is_whole(inner)):
+                graph.match = None
+                graph.reason = f"{path}: is fused on its own, beside a pair"
+        if graph.excluded or graph.match is not None:
+            settled.add(graph.module)
+        graphs.append(graph)
     sequences = judge(find_sequences(model, is_settled))
     settled |= {found.module for found in sequences if found.excluded or found.match is not None}
     units = judge(find_units(model, is_settled))
     layers = find_layers(model, lambda m: m in matched or _is_fused_block(m))
-    return blocks + sequences + units + judge(layers)
+    return blocks + graphs + sequences + units + judge(layers)
 
 
 def _judge(
@@ -938,6 +992,11 @@ def _recognize(block: nn.Module, differentiable: bool) -> BlockMatch:
 def _is_fused_block(module: nn.Module) -> bool:
     # Fused units and sequences are looked through: the block around them may be understood by now.
     return isinstance(module, FusedBlock) and module._match.kind in _BLOCK_KINDS
+
+
+def _is_whole(module: nn.Module) -> bool:
+    is_graph = isinstance(module, FusedBlock) and module._match.kind == CONV_GRAPH
+    return is_graph or _is_fused_block(module)
 
 
 def _release_units(block: nn.Module) -> None:

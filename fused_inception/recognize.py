@@ -6,7 +6,9 @@ convolution, is a module with one convolution and nothing else but BatchNorm and
 nothing further: the candidate's forward runs on a `torch.fx` proxy in a twin of the module, the
 graph is lowered to a few kinds of expression (input, convolution with its BatchNorm and ReLU, pool,
 concatenation), and the expression is held against the known block's pattern. Whatever the pattern
-does not have is a refusal, with the reason in words. What tracing cannot see is taken on trust:
+does not have is a refusal, with the reason in words. In other modules with a forward of their own
+the trace is searched for pairs 1×n, m×1 and n×1, 1×m; where there are any, the module is the list
+of its trace's calls, with these as one. What tracing cannot see is taken on trust:
 side effects outside the module, and attributes of its class that change later.
 
 The twin shares parameters with the candidate but has an attribute dictionary of its own, so tracing
@@ -16,6 +18,8 @@ changes nothing on the model. `torch.fx.Tracer.trace` is not used: while it runs
 
 import inspect
 import operator
+import pickle
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +32,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules import module as module_globals
 
-from fused_inception.blocks import BlockWeights
+from fused_inception.blocks import BlockWeights, Call, Value
 from fused_inception.folding import (
     KernelPattern,
     check_batch_norm,
@@ -40,9 +44,11 @@ from fused_inception.folding import (
 from fused_inception.ops.common.checks import DTYPES, MAX_TAPS
 
 __all__ = [
+    "CONV_GRAPH",
     "CONV_SEQUENCE",
     "CONV_UNIT",
     "KNOWN_BLOCKS",
+    "NO_PAIR",
     "BlockMatch",
     "KnownBlock",
     "NotRecognizedError",
@@ -50,6 +56,7 @@ __all__ = [
     "UnitMatch",
     "calls_in_a_row",
     "find_blocks",
+    "find_graphs",
     "find_layers",
     "find_sequences",
     "find_units",
@@ -156,8 +163,8 @@ class KnownBlock:
         kind: its name, the key in `fused_inception.blocks.FUSED_BLOCKS`.
         pattern: what it computes.
         child_names: the names of its children in torchvision; a module with all of them is a
-            candidate, whatever it computes. None: it is found by its filters, if it has an
-            nn.AvgPool2d too, which other modules with the same filters do not.
+            candidate, whatever it computes. None: it is found by its filters, if it has such a
+            pool as a module too, which other modules with the same filters do not.
     """
 
     kind: str
@@ -247,6 +254,22 @@ def _inception_d() -> KnownBlock:
     return KnownBlock("inception_d", CatPattern(branches), frozenset(names))
 
 
+def _inception_d_double() -> KnownBlock:
+    # Of Inception-ResNet-v2.
+    branches = (
+        _halving("direct_last", _chain(("direct_reduce", _POINT))),
+        _halving("other_last", _chain(("other_reduce", _POINT))),
+        _halving("double_last", _chain(("double_reduce", _POINT), ("double_mid", _SQUARE))),
+        _MAX_POOL_3_2,
+    )
+    return KnownBlock("inception_d_double", CatPattern(branches), None)
+
+
+def _reduction(kind: str, *, pool_first: bool) -> KnownBlock:
+    branches = (_halving("direct", INPUT), _MAX_POOL_3_2)
+    return KnownBlock(kind, CatPattern(branches[::-1] if pool_first else branches), None)
+
+
 def _inception_e(kind: str, pool: Pattern, *middle: tuple[str, KernelPattern]) -> KnownBlock:
     split = _chain(("split_reduce", _POINT))
     double = _chain(("double_reduce", _POINT), *middle)
@@ -278,7 +301,7 @@ KNOWN_BLOCKS: tuple[KnownBlock, ...] = (
     _inception_e("inception_e", _AVG_POOL_3, _MIDDLE),
     # As the network of the Fréchet Inception Distance ends.
     _inception_e("inception_e_max_pool", _MAX_POOL_3, _MIDDLE),
-    # Those of Inception-v4, which have no names of their own.
+    # Those of Inception-v4 and Inception-ResNet-v2, which have no names of their own.
     replace(_inception_a((3, 3)), child_names=None),
     replace(
         _inception_e(
@@ -286,12 +309,18 @@ KNOWN_BLOCKS: tuple[KnownBlock, ...] = (
         ),
         child_names=None,
     ),
+    _reduction("reduction", pool_first=False),
+    _reduction("reduction_pool_first", pool_first=True),
+    _inception_d_double(),
 )
 
 # Not found by names or filters, but by what there is in it: see `find_units`.
 CONV_UNIT = KnownBlock("conv2d_act", AnyConvPattern("conv", INPUT), None)
 # Nor is this: see `find_sequences`. It has no one pattern.
 CONV_SEQUENCE = "conv_sequence"
+# Nor this: see `find_graphs`. Many that look like one are none, for this reason.
+CONV_GRAPH = "conv_graph"
+NO_PAIR = "forward: no pair 1xn, mx1 or nx1, 1xm in it"
 
 
 @dataclass(frozen=True)
@@ -311,11 +340,13 @@ class BlockMatch:
         kind: of the known block.
         units: every convolution.
         options: keyword arguments for the fused block's forward.
+        left: (name, reason) of convolutions inside that run as they are.
     """
 
     kind: str
     units: tuple[UnitMatch, ...]
     options: Mapping[str, Any]
+    left: tuple[tuple[str, str], ...] = ()
 
 
 def find_blocks(
@@ -430,6 +461,60 @@ def is_sequence_like(module: nn.Module) -> bool:
     return len(own) == len(convs) and not bare and before != "conv"
 
 
+def find_graphs(
+    model: nn.Module, stop: Callable[[nn.Module], bool] = lambda module: False
+) -> list[tuple[str, nn.Module]]:
+    """Lists the modules in whose own forward a pair may stand, under every name they have.
+
+    Such a module is not of torch.nn, and among its convolutions outside of sequences and of other
+    such modules there are two with filters 1×n and m×1, or n×1 and 1×m, of which one can read what
+    the other gives.
+
+    Args:
+        model: where to look; it may be a candidate itself, with the name "".
+        stop: says of a module that neither it nor what it contains is wanted.
+
+    Returns:
+        (qualified name, module), inner ones first.
+    """
+    found: list[tuple[str, nn.Module]] = []
+    _visit_graphs(model, "", stop, found)
+    return found
+
+
+def _visit_graphs(
+    module: nn.Module,
+    name: str,
+    stop: Callable[[nn.Module], bool],
+    found: list[tuple[str, nn.Module]],
+) -> list[nn.Conv2d]:
+    # Returns the convolutions that a forward further up may have to do with.
+    if stop(module) or is_sequence_like(module):
+        return []
+    if isinstance(module, nn.Conv2d):
+        return [module]
+    convs = [
+        conv
+        for child_name, child in _children(module, name)
+        for conv in _visit_graphs(child, child_name, stop, found)
+    ]
+    is_own = not _in_torch(module) and not isinstance(module, StandIn)
+    if not is_own or type(module).forward is nn.Module.forward:
+        return convs
+    if not any(
+        first.out_channels == second.in_channels and _is_pair(first, second)
+        for first in convs
+        for second in convs
+    ):
+        return convs
+    found.append((name, module))
+    return []
+
+
+def _is_graph_like(module: nn.Module) -> bool:
+    return any(inner is module for _, inner in find_graphs(module))
+
+
 def _leaves(module: nn.Module) -> Iterator[nn.Module]:
     # In the order in which they are registered. Modules of more than one convolution, other than
     # sequences, do as they like with them and stay whole.
@@ -542,31 +627,43 @@ def _blocks_like(module: nn.Module, filters: Counter[str]) -> Iterator[KnownBloc
         return
     children = set(module._modules.keys())
     for known in KNOWN_BLOCKS:
-        if known.child_names is None:
-            likely = any(isinstance(inner, nn.AvgPool2d) for inner in module.modules())
-        elif known.child_names <= children:
+        by_name = known.child_names is not None and known.child_names <= children
+        if by_name or (
+            filters == _pattern_filters(known.pattern)
+            and (known.child_names is not None or _has_pool_of(module, known.pattern))
+        ):
             yield known
-            continue
-        else:
-            likely = True
-        if likely and filters == _pattern_filters(known.pattern):
-            yield known
+
+
+def _parts(pattern: Pattern) -> Iterator[Pattern]:
+    yield pattern
+    if isinstance(pattern, CatPattern):
+        for source in pattern.sources:
+            yield from _parts(source)
+    elif not isinstance(pattern, Input):
+        yield from _parts(pattern.source)
 
 
 def _pattern_filters(pattern: Pattern) -> Counter[str]:
     # One convolution may stand at several places of a pattern.
     convs: dict[str, str] = {}
-    pending = [pattern]
-    while pending:
-        part = pending.pop()
+    for part in _parts(pattern):
         if isinstance(part, ConvPattern):
             rows, columns = part.kernel
             convs[part.role] = _filter_class((rows or 3, columns or 3), part.stride)
-        if isinstance(part, CatPattern):
-            pending += part.sources
-        elif not isinstance(part, Input):
-            pending.append(part.source)
     return Counter(convs.values())
+
+
+def _has_pool_of(module: nn.Module, pattern: Pattern) -> bool:
+    pools = [part for part in _parts(pattern) if isinstance(part, PoolPattern)]
+    wanted = {(pool.kind, pool.window, pool.stride, pool.padding) for pool in pools}
+    for inner in module.modules():
+        kind, _ = _POOL_MODULES.get(type(inner), ("", {}))
+        if kind:
+            sizes = (_pair(getattr(inner, key))[0] for key in ("kernel_size", "stride", "padding"))
+            if (kind, *sizes) in wanted:
+                return True
+    return False
 
 
 def _conv_class(conv: nn.Conv2d) -> str:
@@ -633,11 +730,15 @@ def recognize(block: nn.Module, *, training: bool = False) -> BlockMatch:
         likely.append(CONV_UNIT)
     if is_sequence_like(block):
         _check_modules(block)
-        return _Matcher(block, None).match_sequence(_lower(block, _trace(block, training)))
+        return _Matcher(block, None).match_sequence(_lower(block, _trace(block, _Tracer(training))))
+    if not likely and _is_graph_like(block):
+        _check_modules(block)
+        _check_questions(block)
+        return _Matcher(block, None).match_graph(_trace(block, _GraphTracer(block, training)))
     if not likely:
         raise NotRecognizedError("does not look like a known block")
     _check_modules(block)
-    output = _lower(block, _trace(block, training))
+    output = _lower(block, _trace(block, _Tracer(training)))
     reasons = []
     for known in likely:
         try:
@@ -682,6 +783,45 @@ def _check_modules(block: nn.Module) -> None:
         # without counting a new version.
         if getattr(module, "_is_fsdp_managed_module", False):
             raise NotRecognizedError(f"{where}: its parameters are managed by FSDP")
+
+
+# Answered otherwise while tracing than in a forward. A known block would show it by its graph; of
+# another forward the trace would be of the wrong branch.
+_QUESTIONS = frozenset(
+    {
+        "isinstance",
+        "issubclass",
+        "type",
+        "is_tensor",
+        "random",
+        "is_grad_enabled",
+        "is_inference_mode_enabled",
+        "is_autocast_enabled",
+    }
+)
+
+
+def _check_questions(block: nn.Module) -> None:
+    seen: set[types.CodeType] = set()
+    for path, module in block.named_modules():
+        if _is_leaf(module) or _in_torch(module):
+            continue
+        pending: list[Any] = [type(_original(module)).forward]
+        while pending:
+            function = inspect.unwrap(pending.pop())
+            code = getattr(function, "__code__", None)
+            if code is None or code in seen or function.__module__.startswith("torch."):
+                continue
+            seen.add(code)
+            inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+            names = {name for part in (code, *inner) for name in part.co_names}
+            for name in sorted(names & _QUESTIONS):
+                where = f"{path}.forward" if path else "forward"
+                raise NotRecognizedError(f"{where}: asks {name}, which a trace cannot answer")
+            # What it calls: other functions, methods, functions that are attributes.
+            for name in names:
+                pending += [function.__globals__.get(name), vars(module).get(name)]
+                pending.append(getattr(type(_original(module)), name, None))
 
 
 class _Tracer(torch.fx.proxy.GraphAppendingTracer):
@@ -743,24 +883,31 @@ def _is_leaf(module: nn.Module) -> bool:
     return _in_torch(module) and not isinstance(module, transparent)
 
 
-class _NormTracer(_Tracer):
+class _GraphTracer(_Tracer):
+    """Records by name the parameters and buffers that the forward reads itself, too."""
+
+    def __init__(self, block: nn.Module, training: bool = False) -> None:
+        super().__init__(training)
+        named = (*block.named_parameters(), *block.named_buffers())
+        self._names = {id(tensor): name for name, tensor in named}
+
+    def create_arg(self, a: Any) -> Any:
+        """Parameters and buffers by name."""
+        if isinstance(a, torch.Tensor) and id(a) in self._names:
+            return self.create_node("get_attr", self._names[id(a)], (), {})
+        return super().create_arg(a)
+
+
+class _NormTracer(_GraphTracer):
     """Records what a subclass of BatchNorm does around `F.batch_norm`."""
 
     def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
+        super().__init__(norm)
         self._norm = norm
-        named = (*norm._parameters.items(), *norm._buffers.items())
-        self._names = {id(tensor): name for name, tensor in named if tensor is not None}
 
     def is_leaf(self, module: nn.Module) -> bool:
         """All but the BatchNorm itself as in a block."""
         return module is not self._norm and _is_leaf(module)
-
-    def create_arg(self, a: Any) -> Any:
-        """Its parameters and buffers, by name."""
-        if isinstance(a, torch.Tensor) and id(a) in self._names:
-            return self.create_node("get_attr", self._names[id(a)], (), {})
-        return super().create_arg(a)
 
 
 class _ChildTracer(_Tracer):
@@ -851,9 +998,9 @@ def _rectifies(name: str, norm: nn.modules.batchnorm._BatchNorm) -> bool:
     return rectifies
 
 
-def _trace(block: nn.Module, training: bool) -> torch.fx.Node:
+def _trace(block: nn.Module, tracer: _Tracer) -> torch.fx.Node:
     # The node of the block's output; its graph holds everything the forward did to tensors.
-    output = _record(block, _Tracer(training))
+    output = _record(block, tracer)
     for node in output.graph.nodes:
         if not node.users and node is not output:
             raise NotRecognizedError(f"forward: does not use the result of {_node_name(node)}")
@@ -1128,6 +1275,90 @@ def _wanted(pattern: Pattern) -> str:
     return f"a concatenation of {len(pattern.sources)} tensors"
 
 
+@dataclass
+class _Chain:
+    """A convolution in a trace with what is folded into it, or a pair of such.
+
+    Attributes:
+        nodes: in order; the first is a convolution.
+        units: one, or the two of a pair.
+        options: of `conv2d_act`, for each unit.
+    """
+
+    nodes: list[torch.fx.Node]
+    units: list[Unit]
+    options: list[dict[str, Any]]
+
+    @property
+    def is_bare(self) -> bool:
+        return len(self.units) == 1 and self.units[0].bn is None and not self.units[0].relu
+
+    def call(self, source: Value) -> Call:
+        """What runs in the place of the nodes."""
+        if len(self.units) == 1:
+            return Call("conv2d_act", "", (source,), self.options[0], ())
+        mid, last = (options["activation"] for options in self.options)
+        activations = {"mid_activation": mid, "activation": last}
+        return Call("factorized_conv2d", "", (source,), activations, ())
+
+
+def _calls(
+    nodes: Sequence[torch.fx.Node], fused: Mapping[torch.fx.Node, _Chain]
+) -> tuple[Call, ...]:
+    # A chain runs where its first node stands: writes to what it reads may follow.
+    skipped = {node for chain in fused.values() for node in chain.nodes}
+    values: dict[torch.fx.Node, Value] = {}
+    last_reads: dict[int, int] = {}
+    calls: list[Call] = []
+
+    def value(node: torch.fx.Node) -> Value:
+        last_reads[values[node].place] = len(calls)
+        return values[node]
+
+    for node in nodes:
+        if node.op == "placeholder":
+            values[node] = Value(0)
+            continue
+        if node in fused:
+            calls.append(fused[node].call(value(node.all_input_nodes[0])))
+            node = fused[node].nodes[-1]
+        elif node in skipped:
+            continue
+        else:
+            calls.append(_call(node, value))
+        values[node] = Value(len(calls))
+    frees: dict[int, list[int]] = {}
+    for place, reader in last_reads.items():
+        frees.setdefault(reader, []).append(place)
+    return tuple([call._replace(frees=tuple(frees.get(i, ()))) for i, call in enumerate(calls)])
+
+
+def _call(node: torch.fx.Node, value: Callable[[torch.fx.Node], Value]) -> Call:
+    if node.op == "call_function":
+        try:
+            pickle.dumps(node.target)
+        except Exception as error:  # of a foreign function, whatever it raises
+            raise NotRecognizedError(
+                f"{_node_name(node)}: cannot be pickled, takes functions that can"
+            ) from error
+    args = tuple([_plain(part, value) for part in node.args])
+    kwargs = {key: _plain(part, value) for key, part in node.kwargs.items()}
+    return Call(cast("Any", node.op), node.target, args, kwargs, ())
+
+
+def _plain(argument: Any, value: Callable[[torch.fx.Node], Value]) -> Any:
+    # torch.fx has containers of its own.
+    if isinstance(argument, torch.fx.Node):
+        return value(argument)
+    if isinstance(argument, (tuple, list)):
+        return (list if isinstance(argument, list) else tuple)([_plain(a, value) for a in argument])
+    if isinstance(argument, dict):
+        return {key: _plain(part, value) for key, part in argument.items()}
+    if isinstance(argument, slice):
+        return slice(*[_plain(a, value) for a in (argument.start, argument.stop, argument.step)])
+    return argument
+
+
 class _Matcher:
     # Holds one expression against one known block.
 
@@ -1167,6 +1398,78 @@ class _Matcher:
                 before = part
         self._check_one_kind()
         return BlockMatch(CONV_SEQUENCE, tuple(self.units.values()), {"steps": tuple(steps)})
+
+    def match_graph(self, output: torch.fx.Node) -> BlockMatch:
+        """Any forward with a pair in it. What is between the halves is read by the second alone."""
+        chains: dict[torch.fx.Node, _Chain] = {}  # by their last nodes
+        left: dict[str, str] = {}
+        nodes = list(output.graph.nodes)
+        uses = Counter(node.target for node in nodes if node.op == "call_module")
+        for node in nodes:
+            if not isinstance(self._module_of(node), nn.Conv2d):
+                continue
+            name, chain = str(node.target), _Chain([node], [], [])
+            try:
+                self._follow(chain, output)
+                if uses[name] > 1:
+                    raise NotRecognizedError("is used twice")
+                self.units, self.options = {}, {}
+                self._match_unit(AnyConvPattern("", INPUT), chain.units[0])
+            except NotRecognizedError as error:
+                if not (chain.units and chain.is_bare):
+                    left[name] = str(error).removeprefix(f"{name}: ")
+                continue
+            chain.options.append(self.options)
+            before = chains.get(node.all_input_nodes[0])
+            if before is not None and self._are_pair(before, chain, output):
+                del chains[before.nodes[-1]]
+                before.nodes += chain.nodes
+                before.units += chain.units
+                before.options += chain.options
+                chain = before
+            chains[chain.nodes[-1]] = chain
+        if all(len(chain.units) == 1 for chain in chains.values()):
+            raise NotRecognizedError(NO_PAIR)
+        fused = {chain.nodes[0]: chain for chain in chains.values() if not chain.is_bare}
+        units = [unit for node in nodes if node in fused for unit in fused[node].units]
+        self.units = {
+            str(place): UnitMatch(str(place), unit.conv, unit.bn)
+            for place, unit in enumerate(units)
+        }
+        self._check_one_kind()
+        options = {"calls": _calls(nodes, fused)}
+        return BlockMatch(CONV_GRAPH, tuple(self.units.values()), options, tuple(left.items()))
+
+    def _module_of(self, node: torch.fx.Node) -> nn.Module | None:
+        return self.block.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def _follow(self, chain: _Chain, output: torch.fx.Node) -> None:
+        # Adds the BatchNorm and the ReLU behind a convolution to its chain.
+        (node,) = chain.nodes
+        if node.kwargs or len(node.args) != 1 or len(node.all_input_nodes) != 1:
+            raise NotRecognizedError("called with other arguments than known")
+        bn, relu = None, False
+        while not relu and node is not output and len(node.users) == 1:
+            (user,) = node.users
+            module = self._module_of(user)
+            if user.all_input_nodes != [node]:
+                break
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and bn is None:
+                bn = str(user.target)
+                relu = _rectifies(bn, module)
+            elif type(module) is nn.ReLU or (module is None and user.target in _RELUS):
+                relu = True
+            else:
+                break
+            chain.nodes.append(user)
+            node = user
+        chain.units.append(Unit(str(chain.nodes[0].target), bn, relu, INPUT))
+
+    def _are_pair(self, first: _Chain, second: _Chain, output: torch.fx.Node) -> bool:
+        last = first.nodes[-1]
+        if len(first.units) == 2 or len(last.users) != 1 or last is output:
+            return False
+        return _is_pair(self._conv(first.units[0].conv), self._conv(second.units[0].conv))
 
     def _max_pool_options(self, pool: Pool) -> dict[str, Any]:
         if pool.kind != "max" or pool.dilation != (1, 1) or pool.ceil_mode:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from torch import Tensor, nn
 
 from fused_inception.blocks import FUSED_BLOCKS, BlockWeights
+from fused_inception.folding import HOOKS
 from fused_inception.models.inception_v3 import InceptionV3
 from fused_inception.recognize import StandIn, calls_in_a_row
 
@@ -48,7 +49,6 @@ _PARTS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("maxpool2", "max_pool2d", _HALVING),
 )
 STEM_LAYERS = tuple(name for name, _, _ in _PARTS)
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def stem_parts(network: nn.Module) -> list[StandIn] | None:
@@ -75,7 +75,7 @@ class RunsStem(nn.Module):
     def _run_stem(self, input: Any) -> Tensor | None:
         # None: the layers have to be called one by one.
         parts = stem_parts(self)
-        if parts is None or any(getattr(part, hooks) for part in parts for hooks in _HOOKS):
+        if parts is None or any(getattr(part, hooks) for part in parts for hooks in HOOKS):
             return None
         weights: list[Tensor] = []
         biases: list[Tensor | None] = []

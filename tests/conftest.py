@@ -1,9 +1,15 @@
-"""Test-wide rules: which tests need a CUDA device, and what a fresh test starts from."""
+"""Test-wide rules: which tests need a CUDA device, and what a fresh test starts from; fixtures."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 import torch
+import torch.distributed as dist
+
+from fused_inception import blocks
 
 
 def gpu_refusal() -> str | None:
@@ -23,3 +29,45 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+
+
+class Counter:
+    """Counts the forwards that run fused."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def took(self) -> int:
+        """How many there were since this was asked last."""
+        calls, self.calls = self.calls, 0
+        return calls
+
+
+@pytest.fixture
+def fused_calls(monkeypatch: pytest.MonkeyPatch) -> Counter:
+    counter = Counter()
+
+    def counted(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counter.calls += 1
+            return forward(*args, **kwargs)
+
+        return call
+
+    for kind, spec in blocks.FUSED_BLOCKS.items():
+        monkeypatch.setitem(blocks.FUSED_BLOCKS, kind, spec._replace(forward=counted(spec.forward)))
+    return counter
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def one_process_group() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

@@ -55,6 +55,15 @@ SHAPES = {
         "pair_col": (3, 4, 5, 1),
         "pair_last": (2, 3, 3, 3),
     },
+    "inception_d_double": {
+        "direct_reduce": (3, CHANNELS, 1, 1),
+        "direct_last": (4, 3, 3, 3),
+        "other_reduce": (4, CHANNELS, 1, 1),
+        "other_last": (5, 4, 3, 3),
+        "double_reduce": (2, CHANNELS, 1, 1),
+        "double_mid": (3, 2, 3, 3),
+        "double_last": (2, 3, 3, 3),
+    },
     "inception_e": {
         "direct": (4, CHANNELS, 1, 1),
         "split_reduce": (3, CHANNELS, 1, 1),
@@ -81,7 +90,14 @@ SHAPES = {
     "conv2d_act": {"conv": (4, CHANNELS, 3, 2)},
 }
 SHAPES["inception_e_max_pool"] = SHAPES["inception_e"]
-REDUCTIONS = ("inception_b", "inception_d")
+SHAPES["reduction"] = SHAPES["reduction_pool_first"] = {"direct": (4, CHANNELS, 3, 3)}
+REDUCTIONS = (
+    "inception_b",
+    "inception_d",
+    "inception_d_double",
+    "reduction",
+    "reduction_pool_first",
+)
 AVERAGED = ("inception_a", "inception_c", "inception_e", "inception_e_pair")
 BLOCKS = tuple(kind for kind in SHAPES if kind != "conv2d_act")
 every_kind = pytest.mark.parametrize("kind", SHAPES)
@@ -140,6 +156,15 @@ def unfused(kind, x, w, include=True):
         branches = [conv(conv(x, w.direct_reduce), w.direct_last, 2, 0)]
         branches.append(conv(pair, w.pair_last, 2, 0))
         return torch.cat([*branches, F.max_pool2d(x, 3, 2)], 1)
+    if kind == "inception_d_double":
+        double = conv(conv(x, w.double_reduce), w.double_mid)
+        branches = [conv(conv(x, w.direct_reduce), w.direct_last, 2, 0)]
+        branches.append(conv(conv(x, w.other_reduce), w.other_last, 2, 0))
+        branches.append(conv(double, w.double_last, 2, 0))
+        return torch.cat([*branches, F.max_pool2d(x, 3, 2)], 1)
+    if kind in ("reduction", "reduction_pool_first"):
+        branches = [conv(x, w.direct, 2, 0), F.max_pool2d(x, 3, 2)]
+        return torch.cat(branches if kind == "reduction" else branches[::-1], 1)
     if kind == "inception_e_max_pool":
         avg = F.max_pool2d(x, 3, 1, 1)
     split = conv(x, w.split_reduce)
@@ -235,7 +260,8 @@ def test_autocast_gives_its_dtype_also_behind_a_pool(dtype, kind):
         got = fused(kind, x, convs)
     assert got.dtype == dtype
     if kind in REDUCTIONS:
-        assert torch.equal(got[:, -CHANNELS:], F.max_pool2d(x, 3, 2).to(dtype))
+        place = slice(CHANNELS) if kind == "reduction_pool_first" else slice(-CHANNELS, None)
+        assert torch.equal(got[:, place], F.max_pool2d(x, 3, 2).to(dtype))
     want = unfused(kind, x, convs)
     assert (got.float() - want).abs().max() <= 8 * torch.finfo(dtype).eps * want.abs().max()
 
@@ -320,6 +346,9 @@ PRODUCTS = {
     "inception_e": 6,
     "inception_e_max_pool": 7,
     "inception_e_pair": 7,
+    "inception_d_double": 5,
+    "reduction": 1,
+    "reduction_pool_first": 1,
 }
 
 
@@ -452,7 +481,9 @@ def test_channels_that_do_not_fit_are_refused_by_the_role(kind):
             fused(kind, images(), convs)
 
 
-@pytest.mark.parametrize("kind", [k for k in BLOCKS if k != "inception_b"])
+@pytest.mark.parametrize(
+    "kind", [k for k in BLOCKS if k not in ("inception_b", "reduction", "reduction_pool_first")]
+)
 def test_siblings_must_have_filters_for_all(kind):
     spec = FUSED_BLOCKS[kind]
     weights, biases = spec.pack(make_convs(kind))

@@ -28,7 +28,14 @@ from fused_inception.ops.pool2d import launch as pool_launch
 from fused_inception.ops.pool2d.op import Problem as PoolProblem
 from fused_inception.ops.pool2d.op import global_avg_pool2d, max_pool2d
 from tests.test_blocks import AVERAGED, BLOCKS, fused, images, make_convs, unfused
-from tests.test_fuse import PooledByMaximum, RealPaired, randomize
+from tests.test_fuse import (
+    PooledByMaximum,
+    RealDoubleReduction,
+    RealHalved,
+    RealHalvedPoolFirst,
+    RealPaired,
+    randomize,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -51,6 +58,9 @@ REAL = {
     "inception_e": (lambda: InceptionE(1280), 1280, 8),
     "inception_e_max_pool": (lambda: PooledByMaximum(2048), 2048, 8),
     "inception_e_pair": (RealPaired, 1536, 8),
+    "inception_d_double": (RealDoubleReduction, 1088, 17),
+    "reduction": (RealHalved, 192, 71),
+    "reduction_pool_first": (RealHalvedPoolFirst, 64, 147),
 }
 
 

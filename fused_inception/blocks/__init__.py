@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fused_inception.blocks.conv_graph import GRAPH_OPS, Call, Value, conv_graph
 from fused_inception.blocks.conv_sequence import conv_sequence
 from fused_inception.blocks.conv_unit import conv_unit
 from fused_inception.blocks.inception_a import PLAN as PLAN_A
@@ -18,7 +19,8 @@ from fused_inception.blocks.inception_b import inception_b
 from fused_inception.blocks.inception_c import PLAN as PLAN_C
 from fused_inception.blocks.inception_c import inception_c
 from fused_inception.blocks.inception_d import PLAN as PLAN_D
-from fused_inception.blocks.inception_d import inception_d
+from fused_inception.blocks.inception_d import PLAN_DOUBLE as PLAN_D_DOUBLE
+from fused_inception.blocks.inception_d import inception_d, inception_d_double
 from fused_inception.blocks.inception_e import PLAN as PLAN_E
 from fused_inception.blocks.inception_e import PLAN_MAX_POOL as PLAN_E_MAX_POOL
 from fused_inception.blocks.inception_e import PLAN_PAIR as PLAN_E_PAIR
@@ -28,12 +30,19 @@ from fused_inception.blocks.inception_stem import inception_stem
 from fused_inception.blocks.launch import launches
 from fused_inception.blocks.layers import global_avg_pool, linear, max_pool
 from fused_inception.blocks.plan import BlockWeights, ConvWeights, Plan
+from fused_inception.blocks.reduction import PLAN as PLAN_REDUCTION
+from fused_inception.blocks.reduction import PLAN_POOL_FIRST as PLAN_REDUCTION_POOL_FIRST
+from fused_inception.blocks.reduction import reduction, reduction_pool_first
 
 __all__ = [
     "FUSED_BLOCKS",
+    "GRAPH_OPS",
     "BlockWeights",
+    "Call",
     "ConvWeights",
     "FusedBlockSpec",
+    "Value",
+    "conv_graph",
     "conv_sequence",
     "conv_unit",
     "global_avg_pool",
@@ -41,12 +50,15 @@ __all__ = [
     "inception_b",
     "inception_c",
     "inception_d",
+    "inception_d_double",
     "inception_e",
     "inception_e_max_pool",
     "inception_e_pair",
     "inception_stem",
     "linear",
     "max_pool",
+    "reduction",
+    "reduction_pool_first",
 ]
 
 
@@ -98,13 +110,17 @@ FUSED_BLOCKS: dict[str, FusedBlockSpec] = {
     "inception_b": _block(PLAN_B, inception_b),
     "inception_c": _block(PLAN_C, inception_c),
     "inception_d": _block(PLAN_D, inception_d),
+    "inception_d_double": _block(PLAN_D_DOUBLE, inception_d_double),
     "inception_e": _block(PLAN_E, inception_e),
     "inception_e_max_pool": _block(PLAN_E_MAX_POOL, inception_e_max_pool),
     "inception_e_pair": _block(PLAN_E_PAIR, inception_e_pair),
     "inception_stem": _block(PLAN_STEM, inception_stem),
+    "reduction": _block(PLAN_REDUCTION, reduction),
+    "reduction_pool_first": _block(PLAN_REDUCTION_POOL_FIRST, reduction_pool_first),
     "conv2d_act": _single(conv_unit, "conv"),
     # Its weights are as many as its convolutions, each named by its place.
     "conv_sequence": FusedBlockSpec((), (), (), _pack_in_order, conv_sequence, (2, 2)),
+    "conv_graph": FusedBlockSpec((), (), (), _pack_in_order, conv_graph, (1, 2)),
     "max_pool2d": _single(max_pool),
     "global_avg_pool2d": _single(global_avg_pool),
     "linear": _single(linear, "linear", input_dims=2),

@@ -11,6 +11,15 @@ in this order:
 The two 1×1s on the input run as one product, the two one-dimensional convolutions as one pair. The
 pool reads another tensor than the stride-2 convolutions and has no window in common with them, so
 it runs alone, into its slice of the output. ReLU stands behind every convolution.
+
+Inception-ResNet-v2 has a fourth branch in the place of the pair's (`inception_d_double`; figure 18
+of "Inception-v4, Inception-ResNet and the Impact of Residual Connections on Learning", Szegedy et
+al. 2016):
+
+    direct   1×1 → 3×3, stride 2
+    other    1×1 → 3×3, stride 2
+    double   1×1 → 3×3 → 3×3, stride 2
+    pool     max pool 3×3, stride 2
 """
 
 from torch import Tensor
@@ -29,7 +38,20 @@ PLAN = Plan(
     ),
     parts=("direct_last", "pair_last", "pool"),
 )
+PLAN_DOUBLE = Plan(
+    "inception_d_double",
+    steps=(
+        Conv(INPUT, ("direct_reduce", "other_reduce", "double_reduce")),
+        MaxPool(INPUT, "pool"),
+        Conv("direct_reduce", ("direct_last",), halves=True),
+        Conv("other_reduce", ("other_last",), halves=True),
+        Conv("double_reduce", ("double_mid",)),
+        Conv("double_mid", ("double_last",), halves=True),
+    ),
+    parts=("direct_last", "other_last", "double_last", "pool"),
+)
 _op = BlockOp(PLAN)
+_op_double = BlockOp(PLAN_DOUBLE)
 
 
 def inception_d(input: Tensor, weights: BlockWeights, *, backend: str = "auto") -> Tensor:
@@ -66,3 +88,36 @@ def inception_d(input: Tensor, weights: BlockWeights, *, backend: str = "auto") 
         it that of a float32 input.
     """
     return _op(input, weights, backend)
+
+
+def inception_d_double(input: Tensor, weights: BlockWeights, *, backend: str = "auto") -> Tensor:
+    """Runs the grid reduction from 17×17 to 8×8 of Inception-ResNet-v2 on folded weights.
+
+    Equivalent to, with `conv(x, w, ...)` for `F.relu(F.conv2d(x, w.weight, w.bias, ...))`:
+
+        direct = conv(conv(input, w["direct_reduce"]), w["direct_last"], stride=2)
+        other = conv(conv(input, w["other_reduce"]), w["other_last"], stride=2)
+        double = conv(conv(input, w["double_reduce"]), w["double_mid"], padding="same")
+        double = conv(double, w["double_last"], stride=2)
+        pool = F.max_pool2d(input, 3, 2)
+        torch.cat([direct, other, double, pool], 1)
+
+    Args:
+        input: `(N, C, H, W)`, H and W at least 3, any strides; channels_last costs no copy.
+        weights: `PLAN_DOUBLE.pack(w)` of the folded convolutions `w`, as in `inception_d`;
+            `double_mid` is R×S with R and S odd.
+        backend: as in `conv2d_act`. Default "auto".
+
+    Returns:
+        `(N, K + C, (H - 1) // 2, (W - 1) // 2)` in channels_last, K the sum of the filters of
+        `direct_last`, `other_last` and `double_last`.
+
+    Raises:
+        TypeError: dtypes that differ.
+        ValueError: shapes that do not fit each other, or an option.
+        RuntimeError: `backend` was named and cannot run here.
+
+    Note:
+        As in `inception_d`.
+    """
+    return _op_double(input, weights, backend)

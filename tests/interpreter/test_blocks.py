@@ -115,7 +115,7 @@ def test_every_element_is_written_and_nothing_else(kind, monkeypatch: pytest.Mon
     with testing.fp32_precision("ieee"):
         result = run(kind, x.float(), rounded(convs, torch.float32))
     assert torch.equal(result.double(), unfused(kind, x, convs))
-    assert len(marks) > 2
+    assert len(marks) > (0 if kind.startswith("reduction") else 2)  # the output and its maps
     for buffer in marks:
         assert (buffer[:guard] == 77).all()
         assert (buffer[-guard:] == 77).all()
