@@ -272,9 +272,11 @@ std::vector<int64_t> factorized_conv2d_cuda_configurations(int64_t c_mid) {
   check(c_mid >= 1 && c_mid <= kMaxChannels, kOp, ": c_mid must be 1 to 2^20, got ", c_mid);
   std::vector<int64_t> numbers;
   for (const Sm80Configuration& row : kSm80Configurations) {
-    numbers.insert(
-        numbers.end(),
-        {row.bands, row.block_m, row.block_n, shared_bytes(row, static_cast<int>(c_mid))});
+    numbers.insert(numbers.end(),
+                   {row.bands,
+                    row.tile.block_m,
+                    row.tile.block_n,
+                    shared_bytes(row, static_cast<int>(c_mid))});
   }
   return numbers;
 }
