@@ -24,6 +24,7 @@ import torch.nn.functional as F
 import fused_inception
 from fused_inception import _extension
 from fused_inception.ops.common.configurations import padded
+from fused_inception.ops.common.geometry import empty_channels_last
 from fused_inception.ops.factorized_conv2d import cuda_launch
 from fused_inception.ops.factorized_conv2d.cuda_launch import Configuration, Device
 from fused_inception.ops.factorized_conv2d.op import Problem
@@ -508,6 +509,15 @@ def standing_in(calls: list):
     return operator
 
 
+def launched(problem: Problem, configuration: Configuration, *operands) -> torch.Tensor:
+    """The pair by `configuration`, with a mid tensor of one image."""
+    *tensors, mid_activation, activation = operands
+    output = empty_channels_last(problem.output_shape, tensors[0])
+    arguments = (*tensors, output, mid_activation, activation)
+    cuda_launch.launch(problem, configuration, 1, *arguments)
+    return output
+
+
 @needs_library
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bands", [True, False], ids=["bands", "two_launches"])
@@ -520,7 +530,7 @@ def test_the_extension_takes_what_the_launcher_hands_it(monkeypatch, shape, band
     configuration = Configuration(3, bands, 128, 96, 0)
     for biases in (inputs, inputs._replace(bias1=None), inputs._replace(bias2=None)):
         with nan_filled_memory():
-            result = cuda_launch.launch(problem, configuration, 1, *biases, "relu", "relu")
+            result = launched(problem, configuration, *biases, "relu", "relu")
         assert torch.equal(result, pair_oracle(biases).to(dtype))
         assert_channels_last(result)
     assert len(calls) == 3
@@ -541,8 +551,8 @@ def test_layouts_are_copied_to_what_the_extension_takes(monkeypatch, layout):
     arrange = LAYOUTS[layout]
     views = PairInputs(*(arrange(t) if t is not None and t.dim() == 4 else t for t in inputs))
     before = [t.clone() for t in views]
-    arguments = (problem_of(PAIR, device="cpu"), Configuration(0, True, 128, 192, 0), 1)
-    result = cuda_launch.launch(*arguments, *views, "relu", "relu")
+    arguments = (problem_of(PAIR, device="cpu"), Configuration(0, True, 128, 192, 0))
+    result = launched(*arguments, *views, "relu", "relu")
     assert torch.equal(result, pair_oracle(inputs).half())
     assert all(torch.equal(a, b) for a, b in zip(views, before, strict=True))
     handed = calls[0]
@@ -557,8 +567,8 @@ def test_activations_reach_the_extension(monkeypatch, options):
     calls: list = []
     monkeypatch.setattr(cuda_launch, "_out_operator", standing_in(calls))
     inputs = integer_pair(PAIR, torch.float16)
-    arguments = (problem_of(PAIR, device="cpu"), Configuration(0, True, 128, 192, 0), 1)
-    result = cuda_launch.launch(*arguments, *inputs, *options)
+    arguments = (problem_of(PAIR, device="cpu"), Configuration(0, True, 128, 192, 0))
+    result = launched(*arguments, *inputs, *options)
     assert torch.equal(result, pair_oracle(inputs, *options).half())
     assert calls[0][8:10] == tuple(option == "relu" for option in options)
 
@@ -568,9 +578,7 @@ def test_batch_0_launches_nothing(monkeypatch):
     inputs = random_pair(PAIR, torch.float16)
     inputs = inputs._replace(input=inputs.input[:0])
     problem = problem_of(PAIR, device="cpu")._replace(batch=0)
-    result = cuda_launch.launch(
-        problem, Configuration(0, True, 128, 192, 0), 1, *inputs, "relu", "relu"
-    )
+    result = launched(problem, Configuration(0, True, 128, 192, 0), *inputs, "relu", "relu")
     assert result.shape == (0, PAIR.c_out, PAIR.height, PAIR.width)
     assert_channels_last(result)
 

@@ -23,11 +23,25 @@ TRITON_CAPABILITY = (8, 0)
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to run an op: its name, its predicate and its implementation."""
+    """One way to run an op: its name, its predicate and its implementation.
+
+    `launch`, of backends that have kernels, writes into outputs that it is given.
+    """
 
     name: str
     can_run: Callable[[Any], str | None]
     run: Callable[..., torch.Tensor]
+    launch: Callable[..., None] | None = None
+
+
+def kernels(
+    name: str,
+    can_run: Callable[[Any], str | None],
+    launch: Callable[..., None],
+    runs: Callable[[Callable[..., None]], Callable[..., torch.Tensor]],
+) -> Backend:
+    """A backend with kernels; `runs` makes of its launcher a function that allocates."""
+    return Backend(name, can_run, runs(launch), launch)
 
 
 def missing(op: str, name: str) -> Backend:
