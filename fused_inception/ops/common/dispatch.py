@@ -1,9 +1,10 @@
 """Choice of a backend for one call.
 
-Each op lists its backends in order of preference, aten last. A backend's `can_run(problem)` returns
-None, or the reason why it cannot run that problem: the same sentence decides what "auto" skips and
-words the error of a backend asked for by name. The choice may look at the op, the per-image shape,
-the dtype and the device, never at the batch size, strides or alignment (batch invariance).
+Each op lists its backends, aten last, and a table per device class (`dispatch_table`) says which
+come first for which problem. A backend's `can_run(problem)` returns None, or the reason why it
+cannot run that problem: the same sentence decides what "auto" skips and words the error of a
+backend asked for by name. The choice may look at the op, the per-image shape, the dtype and the
+device, never at the batch size, strides or alignment (batch invariance).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 
 from fused_inception import _extension
+
+from . import dispatch_table
 
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TRITON_CAPABILITY = (8, 0)
@@ -70,7 +73,9 @@ def select(
     if backend == "auto":
         if device.type != "cuda":
             return candidates[-1]
-        return next(c for c in candidates if c.can_run(problem) is None)
+        named = {c.name: c for c in candidates}
+        names = dispatch_table.order(op, problem, tuple(named))
+        return next(named[name] for name in names if named[name].can_run(problem) is None)
     candidate = next(c for c in candidates if c.name == backend)
     reason = candidate.can_run(problem)
     if reason is not None:

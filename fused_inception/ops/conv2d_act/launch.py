@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fused_inception.ops.common import dispatch
-from fused_inception.ops.common.configurations import Product, choose_tile, device_table, padded
+from fused_inception.ops.common import dispatch, dispatch_table
+from fused_inception.ops.common.configurations import Product, choose_tile, padded
 from fused_inception.ops.common.geometry import empty_channels_last, with_channels_last_strides
 from fused_inception.ops.common.launching import (
     CHANNEL_MULTIPLE,
@@ -100,7 +100,7 @@ def _launch(
     sizes = [segment.output.shape[1] for segment in segments]
     taps = p.kernel[0] * p.kernel[1]
     tile = choose_tile(
-        device_table(NAME, p.device).tiles[precision],
+        dispatch_table.tiles(NAME, p, precision),
         *(Product(size, taps, p.c_in) for size in sizes),
     )
     x, w, b = operand(input, channels), operand(weight, channels), dense_bias(bias)
@@ -158,7 +158,7 @@ def _launch_few_channels(
     precision = conv_precision(p.dtype)
     filters = weight.shape[0]
     depth = p.kernel[0] * p.kernel[1] * p.c_in
-    tiles = device_table(NAME, p.device).tiles[precision]
+    tiles = dispatch_table.tiles(NAME, p, precision)
     # Elements are masked one by one whatever their number.
     ragged = tuple(tile for tile in tiles if not tile.whole)
     tile = choose_tile(ragged, Product(filters, 1, depth))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from fused_inception.ops.common import dispatch
+from fused_inception.ops.common import dispatch, dispatch_table
 from fused_inception.ops.common.configurations import (
     Product,
     Table,
@@ -125,7 +125,7 @@ class Call:
         self.precision = conv_precision(p.dtype)
         self.table = device_table(NAME, p.device)
         self.tile = choose_tile(
-            self.table.tiles[self.precision],
+            dispatch_table.tiles(NAME, p, self.precision),
             Product(p.c_mid, p.taps1, p.c_in),
             Product(p.c_out, p.taps2, p.c_mid),
         )

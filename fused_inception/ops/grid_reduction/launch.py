@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fused_inception.ops.common import dispatch
-from fused_inception.ops.common.configurations import Product, choose_tile, device_table, padded
+from fused_inception.ops.common import dispatch, dispatch_table
+from fused_inception.ops.common.configurations import Product, choose_tile, padded
 from fused_inception.ops.common.geometry import empty_channels_last, with_channels_last_strides
 from fused_inception.ops.common.launching import (
     CHANNEL_MULTIPLE,
@@ -66,7 +66,7 @@ def launch_reduction(
     precision = conv_precision(p.dtype)
     channels = padded(p.c_in, CHANNEL_MULTIPLE)
     tile = choose_tile(
-        device_table(NAME, p.device).tiles[precision], Product(p.c_out, p.kernel**2, p.c_in)
+        dispatch_table.tiles(NAME, p, precision), Product(p.c_out, p.kernel**2, p.c_in)
     )
     x, w, b = operand(input, channels), operand(weight, channels), dense_bias(bias)
     f_blocks = -(-p.c_out // tile.block_f)

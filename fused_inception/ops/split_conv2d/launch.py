@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fused_inception.ops.common import dispatch
-from fused_inception.ops.common.configurations import Product, choose_tile, device_table, padded
+from fused_inception.ops.common import dispatch, dispatch_table
+from fused_inception.ops.common.configurations import Product, choose_tile, padded
 from fused_inception.ops.common.geometry import empty_channels_last, with_channels_last_strides
 from fused_inception.ops.common.launching import (
     CHANNEL_MULTIPLE,
@@ -66,7 +66,7 @@ def launch_split(
     precision = conv_precision(p.dtype)
     channels = padded(p.c_in, CHANNEL_MULTIPLE)
     tile = choose_tile(
-        device_table(NAME, p.device).tiles[precision],
+        dispatch_table.tiles(NAME, p, precision),
         Product(p.c_row, p.taps_row, p.c_in),
         Product(p.c_col, p.taps_col, p.c_in),
     )
