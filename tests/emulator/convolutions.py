@@ -31,12 +31,13 @@ OPS = ("conv2d_act", "grid_reduction", "split_conv2d")
 
 
 class Configuration(NamedTuple):
-    """A row of the table in csrc/<op>/configuration.h."""
+    """A row of the table in csrc/<op>/configuration.h; none is for sm_90a alone."""
 
     name: str
     threads: int
     min_blocks: int  # resident on a multiprocessor, by registers
     shared_bytes: int
+    sm90: bool = False
 
 
 def configurations(op: str, channels: int) -> list[Configuration]:
