@@ -61,17 +61,17 @@ __device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address,
   return field(address) | field(k_stride) << 16 | field(row_stride) << 32;
 }
 
+// max(x, 0) that keeps NaN and -0.0, as PyTorch's relu does.
+__device__ __forceinline__ float relu(float x) {
+  return x < 0.0f ? 0.0f : x;
+}
+
 // A float's bits, and back.
 __device__ __forceinline__ uint32_t float_bits(float value) {
   return __builtin_bit_cast(uint32_t, value);
 }
 __device__ __forceinline__ float bits_float(uint32_t bits) {
   return __builtin_bit_cast(float, bits);
-}
-
-// max(x, 0) that keeps NaN and -0.0, as PyTorch's relu does.
-__device__ __forceinline__ float relu(float x) {
-  return x < 0.0f ? 0.0f : x;
 }
 
 }  // namespace fused_inception::device

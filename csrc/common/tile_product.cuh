@@ -246,8 +246,8 @@ struct Step {
   int32_t k = 0;
 };
 
-// Taps outside, in the order of the weight; blocks of channels inside.
-struct TapsOutside {
+// What both orders of a sum have.
+struct FilterSteps {
   int32_t taps;
   int32_t line_taps;
   int32_t channels;
@@ -255,10 +255,9 @@ struct TapsOutside {
   __device__ __forceinline__ int32_t steps() const {
     return taps * ((channels + kBlockK - 1) / kBlockK);
   }
-  __device__ __forceinline__ void advance(Step& step) const {
-    step.k += kBlockK;
-    if (step.k < channels) return;
-    step.k = 0;
+
+ protected:
+  __device__ __forceinline__ void next_tap(Step& step) const {
     ++step.tap;
     if (++step.line == line_taps) {
       step.line = 0;
@@ -267,21 +266,21 @@ struct TapsOutside {
   }
 };
 
-// Blocks of channels outside, taps inside.
-struct ChannelsOutside {
-  int32_t taps;
-  int32_t line_taps;
-  int32_t channels;
-
-  __device__ __forceinline__ int32_t steps() const {
-    return taps * ((channels + kBlockK - 1) / kBlockK);
-  }
+// Taps outside, in the order of the weight; blocks of channels inside.
+struct TapsOutside : FilterSteps {
   __device__ __forceinline__ void advance(Step& step) const {
-    if (++step.line == line_taps) {
-      step.line = 0;
-      ++step.cross;
-    }
-    if (++step.tap < taps) return;
+    step.k += kBlockK;
+    if (step.k < channels) return;
+    step.k = 0;
+    next_tap(step);
+  }
+};
+
+// Blocks of channels outside, taps inside.
+struct ChannelsOutside : FilterSteps {
+  __device__ __forceinline__ void advance(Step& step) const {
+    next_tap(step);
+    if (step.tap < taps) return;
     step.tap = step.cross = step.line = 0;
     step.k += kBlockK;
   }

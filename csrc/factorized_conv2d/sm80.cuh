@@ -30,8 +30,8 @@
 // nothing here has been timed.
 //
 // Shared memory and registers with 192 mid channels (ptxas, sm_80): bands of 192, 160 and 128
-// filters 131, 123 and 115 KB, 222, 196 and 173 registers; of 96 filters 93 KB, 136 registers, for
-// devices with 99 KB; two launches 37 and 43 KB, 78 and 126 registers. No spills.
+// filters 131, 123 and 115 KB, 222, 196 and 174 registers; of 96 filters 93 KB, 136 registers, for
+// devices with 99 KB; two launches 37 and 43 KB, 80 and 124 registers. No spills.
 //
 // Range: any channels (c_in and c_mid in multiples of 8, which the caller pads), taps odd, lines of
 // up to 128 pixels for bands and any length otherwise, any batch of up to 2^30 pixels a launch.
