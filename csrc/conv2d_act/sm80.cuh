@@ -12,14 +12,12 @@
 // Bytes moved: input, weight and output from and to memory once; what taps and tiles of filters
 // read again comes from L2. A step of 128 x 128 x 32 reads 16 KB for 512 K multiply-adds, 512
 // clocks of an A100's matrix units; L2 gives a multiprocessor 18.6 bytes a clock (2,008 for 108,
-// arXiv 2402.13499), 880 clocks: bound by L2 at 58 % of the matrix units where both operands come
-// from there. The filters of a tile are shared by all multiprocessors and stay in no cache nearer
-// than L2; pixels of neighbouring taps do hit L1 where cp.async.ca is used, which it is not here.
+// arXiv 2402.13499), 880 clocks: bound by L2, at 58 % of the matrix units.
 //
 // No version on wgmma. A 1x1 product of 768 to 640 channels on a 17x17 map does 284 MFLOP an image
 // on 0.81 MB of traffic: 351 FLOP a byte, above the 295 at which an H100's memory would bind
 // (989 TFLOP/s, 3.35 TB/s), but with 192 input channels on 35x35 maps, where the most bytes are, it
-// is 94, bound by memory whatever multiplies. A 3x3 convolution is a plain matrix product of the
+// is 100, bound by memory whatever multiplies. A 3x3 convolution is a plain matrix product of the
 // kind that Triton's wgmma code and cuDNN exist for; what bands gain for the pair, the intermediate
 // map that never leaves the multiprocessor, is not there to be gained. So on compute capability 9.0
 // and 10.0 the tables of fused_inception/ops/dispatch prefer Triton for this op.
