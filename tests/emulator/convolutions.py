@@ -3,7 +3,7 @@
 Every function returns all channels of the output, NaN where nobody wrote, and the report. An
 output's halves or segments go to channel offsets: by default one after the other, each rounded up
 to what the kernel may write. `options` go to the program: schedule, seed, races, mutate, weaken,
-shared_limit, first_image, input_image_stride.
+shared_limit, first_image, input_image_stride; `variant` and `binary` say what runs.
 """
 
 from __future__ import annotations
@@ -165,6 +165,7 @@ def _run(
     *,
     out_channels: int | None = None,
     variant: Variant = HOOKED,
+    binary: Path | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, Report]:
     batch, channels, height, width = input.shape
@@ -181,7 +182,7 @@ def _run(
     output = folder / "output"
     output.unlink(missing_ok=True)
     report = programs.run(
-        programs.build(PROGRAM, variant),
+        binary or programs.build(PROGRAM, variant),
         op=op,
         **{name: programs.save(tensor, folder / name) for name, tensor in files.items()},
         **places,
