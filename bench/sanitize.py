@@ -57,6 +57,8 @@ def calls(op: str) -> Iterator[tuple[str, Callable[..., torch.Tensor], Any, dict
             for split in (
                 testing.SplitShape(2, 8, 8, 64, 64, 64, 3, 3),
                 testing.SplitShape(3, 7, 5, 37, 29, 41, 3, 5),
+                # More pixels than a tile of whole images has.
+                testing.SplitShape(2, 9, 13, 40, 24, 24, 3, 3),
             ):
                 yield str(split), split_conv2d, testing.random_split(split, dtype), {}
         elif op == "grid_reduction":

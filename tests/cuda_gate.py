@@ -20,7 +20,7 @@ from pathlib import Path
 
 import triton
 
-from tests.emulator import programs
+from tests.emulator import convolutions, programs
 from tests.emulator.pair import Configuration, configurations
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +40,17 @@ REGISTERS = 65536  # 32-bit ones of a multiprocessor
 COMPLAINT = r"\bwarning\b|\(C75\d\d\)"
 # Channels between the factors for which the launch's shared memory is judged: Inception's widest.
 C_MID = 192
+# The same of the input, for ops whose shared memory depends on it.
+C_IN = 384
+
+Table = list[Configuration] | list[convolutions.Configuration]
+
+
+def table_of(op: str) -> Table:
+    """The configurations of an op's kernels."""
+    if op in convolutions.OPS:
+        return convolutions.configurations(op, C_IN)
+    return configurations(C_MID)
 
 
 def refusal() -> str | None:
@@ -61,6 +72,10 @@ class Case:
 
     source: Path
     architecture: str
+
+    @property
+    def op(self) -> str:
+        return self.source.parent.name
 
     def __str__(self) -> str:
         return f"{self.source.relative_to(ROOT / 'csrc')}-{self.architecture}"
@@ -154,7 +169,7 @@ def is_sm90(kernel: str) -> bool:
     return "sm90" in kernel
 
 
-def faults(row: Row, architecture: str, table: list[Configuration]) -> list[str]:
+def faults(row: Row, architecture: str, table: Table) -> list[str]:
     """What is wrong with a row; empty where it passes."""
     found = []
     if is_sm90(row.kernel) and architecture != "sm_90a":
@@ -193,13 +208,14 @@ def main() -> int:
     failures = 0
     print(f"{'kernel':<76} {'regs':>4} {'smem':>7} {'spill':>6} {'mma':>5}")
     for case in cases():
+        rows = table_of(case.op)
         for row in measure(case):
-            wrong = faults(row, case.architecture, table)
+            wrong = faults(row, case.architecture, rows)
             failures += bool(wrong)
             known = row.configuration is not None
-            name = table[row.configuration].name if known else "?"
+            name = rows[row.configuration].name if known else "?"
             shared = row.static_shared_bytes + (
-                table[row.configuration].shared_bytes if known else 0
+                rows[row.configuration].shared_bytes if known else 0
             )
             print(
                 f"{f'{case} {row.kernel} {name}':<76} {row.registers:>4} {shared:>7} "

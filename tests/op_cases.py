@@ -28,7 +28,6 @@ class OpCase(NamedTuple):
         name: of the case, for test ids.
         op: name of the op.
         launch: its module of launchers.
-        launcher: the function in it that launches into given outputs.
         odd_shapes: where indexing errors hide.
         real_shapes: of networks, for a batch size.
         small: a shape that is quick everywhere, of a few images, with nothing in round numbers.
@@ -41,7 +40,6 @@ class OpCase(NamedTuple):
     name: str
     op: str
     launch: ModuleType
-    launcher: str
     odd_shapes: tuple[Any, ...]
     real_shapes: Callable[[int], list[Any]]
     small: Any
@@ -93,7 +91,7 @@ def conv_case(name: str, shapes: tuple[ConvShape, ...], few_channels: bool) -> O
     odd = tuple(chosen(shapes))
     small = ConvShape(5, 7, 6, 3 if few_channels else 10, 12, (3, 5), (2, 1), (1, 2))
     return OpCase(
-        name, "conv2d_act", conv_launch, "launch_segments", odd,
+        name, "conv2d_act", conv_launch, odd,
         lambda batch: chosen(testing.inception_v3_convs(batch)), small,
         testing.random_conv, testing.integer_conv, run_conv, unfused_conv,
     )  # fmt: skip
@@ -106,7 +104,7 @@ def reduction_case(pool: str) -> OpCase:
         return testing.integer_conv(shape, *args, unit=unit, **options)
 
     return OpCase(
-        f"grid_reduction-{pool}", "grid_reduction", reduction_launch, "launch_reduction",
+        f"grid_reduction-{pool}", "grid_reduction", reduction_launch,
         testing.ODD_REDUCTION_SHAPES, testing.inception_reductions,
         ReductionShape(5, 8, 7, 10, 12, 3), testing.random_conv, integers,
         lambda shape, inputs, **options: fused_inception.grid_reduction(
@@ -127,7 +125,7 @@ OP_CASES = (
     conv_case("conv2d_act", (*testing.ODD_CONV_SHAPES, *WIDE_CONV_SHAPES), False),
     conv_case("conv2d_act-few", (*testing.ODD_CONV_SHAPES, *WIDE_CONV_SHAPES), True),
     OpCase(
-        "split_conv2d", "split_conv2d", split_launch, "launch_split",
+        "split_conv2d", "split_conv2d", split_launch,
         (*testing.ODD_SPLIT_SHAPES, SplitShape(2, 4, 5, 70, 50, 140, 3, 5)),
         testing.inception_v3_splits, SplitShape(5, 7, 6, 10, 9, 12, 5, 3),
         testing.random_split, testing.integer_split,

@@ -339,10 +339,8 @@ def test_every_synchronizing_call_matters(configuration: int, tmp_path: Path):
                     return True
         return False
 
-    source = "sm90.cuh" if configuration in SM90 else "sm80.cuh"
-    lines = (programs.ROOT / "csrc/factorized_conv2d" / source).read_text().splitlines()
     survivors = {
-        f"{lines[int(site.split(':')[1]) - 1].strip()} weakened by {weaken}"
+        f"{programs.source_line(site, 'factorized_conv2d')} weakened by {weaken}"
         for site, primitive in report.sites.items()
         for weaken in ((0, 1) if primitive in ("cp_async_wait", "wgmma_wait") else (0,))
         if not noticed(site, weaken)

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import fused_inception
 from fused_inception import _extension
 from fused_inception.ops.common.configurations import padded
+from fused_inception.ops.common.geometry import empty_channels_last
 from fused_inception.ops.factorized_conv2d import cuda_launch
 from fused_inception.ops.factorized_conv2d.cuda_launch import Configuration, Device
 from fused_inception.ops.factorized_conv2d.op import Problem
@@ -40,6 +40,7 @@ from fused_inception.testing import (
     pair_oracle,
     random_pair,
 )
+from tests import cuda_stand_ins
 
 PACKAGE = Path(fused_inception.__file__).parent
 LIBRARY = PACKAGE / _extension.LIBRARY
@@ -76,10 +77,9 @@ def problem_of(
     )
 
 
-def call(*operands):
+def call(*operands) -> None:
     """The extension's CUDA implementation, whatever the device of the operands."""
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-    return OPERATOR.redispatch(keys, *operands)
+    cuda_stand_ins.call(OPERATOR, *operands)
 
 
 # Loading
@@ -503,35 +503,20 @@ def test_a_mid_tensor_stays_in_l2():
 # From a call to the kernels: everything but the launch
 
 
-def conv2d(input, weight, bias):
-    padding = (weight.shape[2] // 2, weight.shape[3] // 2)
-    operands = (None if t is None else t.double() for t in (input, weight, bias))
-    return F.conv2d(*operands, padding=padding)
+def install(monkeypatch: pytest.MonkeyPatch) -> list:
+    """The stand-ins for the kernels, and the list of what they are called with."""
+    calls: list = []
+    cuda_stand_ins.install(monkeypatch, lambda op, operands: calls.append(operands))
+    return calls
 
 
-def standing_in(calls: list):
-    """The operator with a CPU convolution for the kernels.
-
-    The extension first gets the very operands and may refuse nothing but their device. Channels
-    past the last filter are filled with what a kernel may leave there.
-    """
-
-    def operator(input, weight1, bias1, weight2, bias2, mid, out, offset, mid_relu, relu, number):
-        operands = (input, weight1, bias1, weight2, bias2, mid, out, offset, mid_relu, relu, number)
-        with pytest.raises(RuntimeError, match="input must be on a CUDA device, got cpu"):
-            call(*operands)
-        calls.append(operands)
-        if mid is not None:
-            mid.fill_(float("nan"))
-        filters1, filters2 = weight1.shape[0], weight2.shape[0]
-        hidden = conv2d(input, weight1, bias1)
-        hidden = (F.relu(hidden) if mid_relu else hidden).to(input.dtype)
-        result = conv2d(hidden, weight2[:, :filters1], bias2)
-        whole = out[:, offset : offset + padded(filters2, 8)]
-        whole.fill_(float("nan"))
-        whole[:, :filters2] = F.relu(result) if relu else result
-
-    return operator
+def launched(problem: Problem, configuration: Configuration, *operands) -> torch.Tensor:
+    """The pair by `configuration`, with a mid tensor of one image."""
+    *tensors, mid_activation, activation = operands
+    output = empty_channels_last(problem.output_shape, tensors[0])
+    arguments = (*tensors, output, mid_activation, activation)
+    cuda_launch.launch(problem, configuration, 1, *arguments)
+    return output
 
 
 @needs_library
@@ -539,14 +524,13 @@ def standing_in(calls: list):
 @pytest.mark.parametrize("bands", [True, False], ids=["bands", "two_launches"])
 @pytest.mark.parametrize("shape", [PAIR, *(s for s in ODD_PAIR_SHAPES if taken(s))], ids=str)
 def test_the_extension_takes_what_the_launcher_hands_it(monkeypatch, shape, bands, dtype):
-    calls: list = []
-    monkeypatch.setattr(cuda_launch, "_out_operator", standing_in(calls))
+    calls = install(monkeypatch)
     inputs = integer_pair(shape, dtype)
     problem = problem_of(shape, dtype, "cpu")
     configuration = Configuration(3, bands, 128, 96, 0)
     for biases in (inputs, inputs._replace(bias1=None), inputs._replace(bias2=None)):
         with nan_filled_memory():
-            result = cuda_launch.launch(problem, configuration, 1, *biases, "relu", "relu")
+            result = launched(problem, configuration, *biases, "relu", "relu")
         assert torch.equal(result, pair_oracle(biases).to(dtype))
         assert_channels_last(result)
     assert len(calls) == 3
@@ -561,14 +545,13 @@ def test_the_extension_takes_what_the_launcher_hands_it(monkeypatch, shape, band
 @needs_library
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_are_copied_to_what_the_extension_takes(monkeypatch, layout):
-    calls: list = []
-    monkeypatch.setattr(cuda_launch, "_out_operator", standing_in(calls))
+    calls = install(monkeypatch)
     inputs = integer_pair(PAIR, torch.float16)
     arrange = LAYOUTS[layout]
     views = PairInputs(*(arrange(t) if t is not None and t.dim() == 4 else t for t in inputs))
     before = [t.clone() for t in views]
-    arguments = (problem_of(PAIR, device="cpu"), Configuration(0, True, 128, 192, 0), 1)
-    result = cuda_launch.launch(*arguments, *views, "relu", "relu")
+    arguments = (problem_of(PAIR, device="cpu"), Configuration(0, True, 128, 192, 0))
+    result = launched(*arguments, *views, "relu", "relu")
     assert torch.equal(result, pair_oracle(inputs).half())
     assert all(torch.equal(a, b) for a, b in zip(views, before, strict=True))
     handed = calls[0]
@@ -580,11 +563,10 @@ def test_layouts_are_copied_to_what_the_extension_takes(monkeypatch, layout):
 @pytest.mark.parametrize("options", [("relu", "none"), ("none", "relu"), ("none", "none")])
 @needs_library
 def test_activations_reach_the_extension(monkeypatch, options):
-    calls: list = []
-    monkeypatch.setattr(cuda_launch, "_out_operator", standing_in(calls))
+    calls = install(monkeypatch)
     inputs = integer_pair(PAIR, torch.float16)
-    arguments = (problem_of(PAIR, device="cpu"), Configuration(0, True, 128, 192, 0), 1)
-    result = cuda_launch.launch(*arguments, *inputs, *options)
+    arguments = (problem_of(PAIR, device="cpu"), Configuration(0, True, 128, 192, 0))
+    result = launched(*arguments, *inputs, *options)
     assert torch.equal(result, pair_oracle(inputs, *options).half())
     assert calls[0][8:10] == tuple(option == "relu" for option in options)
 
@@ -594,9 +576,7 @@ def test_batch_0_launches_nothing(monkeypatch):
     inputs = random_pair(PAIR, torch.float16)
     inputs = inputs._replace(input=inputs.input[:0])
     problem = problem_of(PAIR, device="cpu")._replace(batch=0)
-    result = cuda_launch.launch(
-        problem, Configuration(0, True, 128, 192, 0), 1, *inputs, "relu", "relu"
-    )
+    result = launched(problem, Configuration(0, True, 128, 192, 0), *inputs, "relu", "relu")
     assert result.shape == (0, PAIR.c_out, PAIR.height, PAIR.width)
     assert_channels_last(result)
 

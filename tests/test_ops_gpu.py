@@ -26,6 +26,9 @@ from tests.op_cases import OP_CASES, OpCase, all_tiles, with_batch
 pytestmark = pytest.mark.gpu
 
 DEVICE = "cuda"
+# Of the properties below; test_ops_cuda_gpu.py puts them to the other backend.
+BACKEND = "triton"
+launch_segments = conv_launch.launch_segments
 # name -> (dtype, float32 precision, factor of the error budget)
 PRECISIONS = {
     "fp32-ieee": (torch.float32, "ieee", 2.0),
@@ -58,7 +61,7 @@ def precision(request: pytest.FixtureRequest) -> Iterator[tuple[torch.dtype, flo
 
 
 def run(case: OpCase, shape, inputs, **options: str) -> torch.Tensor:
-    return case.run(shape, inputs, backend="triton", **options)
+    return case.run(shape, inputs, backend=BACKEND, **options)
 
 
 def exact(case: OpCase, shape, dtype: torch.dtype) -> bool:
@@ -304,10 +307,17 @@ def test_a_tensor_on_the_second_device_is_computed_there(case: OpCase):
 
 
 @every_case
-def test_auto_is_triton_for_what_triton_takes(case: OpCase):
+def test_auto_is_a_backend_with_kernels(case: OpCase):
+    """Which one is the table's business; see test_dispatch_table.py."""
     shape = with_batch(TYPICAL[case.name], 2)
     inputs = case.random(shape, torch.bfloat16, DEVICE)
-    assert torch.equal(case.run(shape, inputs), run(case, shape, inputs))
+    available = fused_inception.available_backends()
+    results = [
+        case.run(shape, inputs, backend=name)
+        for name in ("cuda", "triton")
+        if available[name] == "available"
+    ]
+    assert any(torch.equal(case.run(shape, inputs), result) for result in results)
 
 
 @every_case
@@ -347,7 +357,7 @@ def test_segments_go_where_they_belong(sizes: list[int], precision):
     dtype, _ = precision
     shape = ConvShape(3, 17, 17, 192, sum(sizes), (1, 1))
     inputs = testing.integer_conv(shape, dtype, DEVICE)
-    problem = check_conv(*inputs, shape.stride, shape.padding, "relu", "triton")
+    problem = check_conv(*inputs, shape.stride, shape.padding, "relu", BACKEND)
     whole = testing.channels_last(torch.zeros(3, sum(sizes) + 16, 17, 17, dtype=dtype)).to(DEVICE)
     ends = torch.tensor(sizes).cumsum(0).tolist()
     slices = [slice(8 + end - size, 8 + end) for size, end in zip(sizes, ends, strict=True)]
@@ -355,7 +365,7 @@ def test_segments_go_where_they_belong(sizes: list[int], precision):
         conv_launch.Segment(whole[:, part], "none" if i % 2 else "relu")
         for i, part in enumerate(slices)
     ]
-    conv_launch.launch_segments(problem, *inputs, segments)
+    launch_segments(problem, *inputs, segments)
     oracle = testing.conv_oracle(inputs, activation="none").to(dtype)
     for i, (segment, end) in enumerate(zip(segments, ends, strict=True)):
         part = oracle[:, end - sizes[i] : end]
@@ -369,12 +379,12 @@ def test_where_a_slice_begins_does_not_change_the_bits(precision):
     dtype, _ = precision
     shape = ConvShape(3, 17, 17, 192, 64, (1, 1))
     inputs = testing.random_conv(shape, dtype, DEVICE)
-    problem = check_conv(*inputs, shape.stride, shape.padding, "relu", "triton")
+    problem = check_conv(*inputs, shape.stride, shape.padding, "relu", BACKEND)
     results = []
     for offset in (0, 1, 8):
         whole = testing.channels_last(torch.zeros(3, 80, 17, 17, dtype=dtype, device=DEVICE))
         place = whole[:, offset : offset + 64]
-        conv_launch.launch_segments(problem, *inputs, [conv_launch.Segment(place, "relu")])
+        launch_segments(problem, *inputs, [conv_launch.Segment(place, "relu")])
         results.append(place)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
@@ -391,5 +401,5 @@ def test_the_maximum_is_bitwise_pytorchs(kernel: int, c_in: int, precision):
     weight = testing.channels_last(torch.ones(70, c_in, kernel, kernel, dtype=dtype)).to(DEVICE)
     for x in (draw, noise, torch.where(noise < -1, values[0], noise)):
         x = testing.channels_last(x.to(dtype)).to(DEVICE)
-        result = fused_inception.grid_reduction(x, weight, None, backend="triton")[:, 70:]
+        result = fused_inception.grid_reduction(x, weight, None, backend=BACKEND)[:, 70:]
         testing.assert_same_bits(result, F.max_pool2d(x, kernel, 2))

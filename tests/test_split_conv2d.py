@@ -608,7 +608,7 @@ def test_devices_must_agree(name, fake):
     ("backend", "reason"),
     [
         ("triton", "input is on cpu; takes CUDA tensors, or CPU tensors where TRITON_INTERPRET=1"),
-        ("cuda", "this version has no cuda kernel for split_conv2d"),
+        ("cuda", "dtype torch.float(32|64); takes float16 and bfloat16"),
     ],
 )
 def test_backend_that_cannot_run(backend, reason):

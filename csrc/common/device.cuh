@@ -81,4 +81,12 @@ __device__ __forceinline__ float relu(float x) {
   return x < 0.0f ? 0.0f : x;
 }
 
+// A float's bits, and back.
+__device__ __forceinline__ uint32_t float_bits(float value) {
+  return __builtin_bit_cast(uint32_t, value);
+}
+__device__ __forceinline__ float bits_float(uint32_t bits) {
+  return __builtin_bit_cast(float, bits);
+}
+
 }  // namespace fused_inception::device

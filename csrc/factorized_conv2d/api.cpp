@@ -3,6 +3,7 @@
 // Python has the schema, chooses the configuration and allocates; see cuda_launch.py.
 #include "common/checks.h"
 #include "common/dispatch.h"
+#include "common/operands.h"
 #include "factorized_conv2d/configuration.h"
 #include "factorized_conv2d/launch.h"
 #include "factorized_conv2d/params.h"
@@ -17,77 +18,10 @@ namespace fused_inception {
 namespace {
 
 constexpr const char* kOp = "factorized_conv2d";
-// Pixels of one launch: keeps their numbers, and the last tile's overhang, inside int32.
-constexpr int64_t kMaxPixels = int64_t{1} << 30;
-// Channels come in whole 16-byte pieces.
-constexpr int64_t kChannelMultiple = 8;
-// Keeps every offset inside one image or one filter's weights far from the end of int64.
-constexpr int64_t kMaxChannels = int64_t{1} << 20;
-
-int64_t padded(int64_t channels) {
-  return (channels + kChannelMultiple - 1) / kChannelMultiple * kChannelMultiple;
-}
-
-// A map of whole 16-byte pieces: channel stride 1, the others in multiples of 8 elements.
-void check_map(const char* name, const Tensor& map) {
-  bool whole = map.size(1) == 1 || map.stride(1) == 1;
-  for (int64_t i : {0, 2, 3}) {
-    whole = whole && (map.size(i) <= 1 || map.stride(i) % kChannelMultiple == 0);
-  }
-  check(whole,
-        kOp,
-        ": ",
-        name,
-        " must be channels_last with strides in multiples of ",
-        kChannelMultiple,
-        ", got shape ",
-        List{map.sizes()},
-        " and strides ",
-        List{map.strides()});
-}
-
-// A weight [filter][tap][channel] with `channels` channels.
-void check_weight(const char* name, const Tensor& weight, int64_t channels) {
-  const int64_t taps = weight.size(2) * weight.size(3);
-  check(weight.size(1) == channels && weight.size(0) >= 1,
-        kOp,
-        ": ",
-        name,
-        " must take ",
-        channels,
-        " channels, got shape ",
-        List{weight.sizes()});
-  const int64_t strides[] = {taps * channels, 1, weight.size(3) * channels, channels};
-  check_strides(kOp, name, weight, strides);
-  check_alignment(kOp, name, weight.const_data_ptr());
-}
-
-void check_bias(const char* name,
-                const std::optional<Tensor>& bias,
-                ScalarType type,
-                int64_t filters) {
-  if (!bias) return;
-  check_kind(kOp, name, *bias, type, 1);
-  const int64_t strides[] = {1};
-  check(bias->size(0) == filters,
-        kOp,
-        ": ",
-        name,
-        " must have ",
-        filters,
-        " values, got ",
-        bias->size(0));
-  check_strides(kOp, name, *bias, strides);
-}
-
-const void* pointer(const std::optional<Tensor>& tensor) {
-  return tensor ? tensor->const_data_ptr() : nullptr;
-}
-
 // Strides of a map as the kernels count: lines along the height where the row filter comes first.
-MapStrides map_strides(const Tensor& map, bool row_first) {
-  const int64_t row = map.stride(2), column = map.stride(3);
-  return {map.stride(0), row_first ? column : row, row_first ? row : column};
+MapStrides pair_strides(const Tensor& map, bool row_first) {
+  const MapStrides rows = map_strides(map);
+  return row_first ? MapStrides{rows.image, rows.line, rows.cross} : rows;
 }
 
 void factorized_conv2d_cuda_out(Tensor input,
@@ -126,24 +60,12 @@ void factorized_conv2d_cuda_out(Tensor input,
         taps1,
         " and ",
         taps2);
-  check(c_in % kChannelMultiple == 0 && height >= 1 && width >= 1 && height * width <= kMaxPixels,
-        kOp,
-        ": input must have channels in multiples of ",
-        kChannelMultiple,
-        " and a map of 1 to 2^30 pixels, got shape ",
-        List{input.sizes()});
-  check(std::max({c_in, filters1, filters2}) <= kMaxChannels,
-        kOp,
-        ": channels must number at most 2^20, got ",
-        c_in,
-        ", ",
-        filters1,
-        " and ",
-        filters2);
-  check_weight("weight1", weight1, c_in);
-  check_weight("weight2", weight2, c_mid);
-  check_bias("bias1", bias1, type, filters1);
-  check_bias("bias2", bias2, type, filters2);
+  check_input_map(kOp, input);
+  check_channels(kOp, {c_in, filters1, filters2});
+  check_weight(kOp, "weight1", weight1, c_in);
+  check_weight(kOp, "weight2", weight2, c_mid);
+  check_bias(kOp, "bias1", bias1, type, filters1);
+  check_bias(kOp, "bias2", bias2, type, filters2);
 
   check(out.size(0) == batch && out.size(2) == height && out.size(3) == width,
         kOp,
@@ -162,8 +84,8 @@ void factorized_conv2d_cuda_out(Tensor input,
         List{out.sizes()},
         " and channel_offset ",
         channel_offset);
-  check_map("input", input);
-  check_map("out", out);
+  check_map(kOp, "input", input);
+  check_map(kOp, "out", out);
   check_alignment(kOp, "input", input.const_data_ptr());
   check_alignment(kOp, "out", out.const_data_ptr());
 
@@ -223,8 +145,8 @@ void factorized_conv2d_cuda_out(Tensor input,
       .output = static_cast<char*>(out.mutable_data_ptr()) +
                 channel_offset * static_cast<int64_t>(out.element_size()),
       .mid = mid ? mid->mutable_data_ptr() : nullptr,
-      .input_stride = map_strides(input, row_first),
-      .output_stride = map_strides(out, row_first),
+      .input_stride = pair_strides(input, row_first),
+      .output_stride = pair_strides(out, row_first),
       .first_image = 0,
       .num_images = 0,
       .cross_size = static_cast<int32_t>(cross_size),
@@ -251,18 +173,7 @@ void factorized_conv2d_cuda_out(Tensor input,
                  : launch_factorized_conv2d_sm90<Element>(
                        params, number - kNumSm80Configurations, stream);
     });
-    check(error == cudaSuccess,
-          kOp,
-          ": configuration ",
-          configuration,
-          " failed on cuda:",
-          device,
-          " (built for ",
-          FUSED_INCEPTION_ARCHITECTURES,
-          "): ",
-          cudaGetErrorName(error),
-          ", ",
-          cudaGetErrorString(error));
+    check_launched(kOp, error, configuration, device);
   }
 }
 
@@ -272,9 +183,11 @@ std::vector<int64_t> factorized_conv2d_cuda_configurations(int64_t c_mid) {
   check(c_mid >= 1 && c_mid <= kMaxChannels, kOp, ": c_mid must be 1 to 2^20, got ", c_mid);
   std::vector<int64_t> numbers;
   for (const Sm80Configuration& row : kSm80Configurations) {
-    numbers.insert(
-        numbers.end(),
-        {row.bands, row.block_m, row.block_n, shared_bytes(row, static_cast<int>(c_mid))});
+    numbers.insert(numbers.end(),
+                   {row.bands,
+                    row.tile.block_m,
+                    row.tile.block_n,
+                    shared_bytes(row, static_cast<int>(c_mid))});
   }
   return numbers;
 }

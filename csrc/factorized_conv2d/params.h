@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The problem of `factorized_conv2d` as the kernels see it: plain data, no torch.
 //
-// A *line* is the pixels of one image along the axis on which the second factor moves: a column
-// where the row filter comes first, else a row. `line` counts pixels along it, `cross` counts lines
-// of an image. With zeros outside of the map:
+// A *line* (common/convolution.h) is the pixels of one image along the axis on which the second
+// factor moves: a column where the row filter comes first, else a row. With zeros outside of the
+// map:
 //
 //   s = t - taps1 / 2,  u = t - taps2 / 2
 //   a[cross, line, k] = sum over t, c of input[cross + s, line, c] * weight1[k, t, c]
@@ -16,16 +16,11 @@
 // bytes; biases are aligned to their element only.
 #pragma once
 
+#include "common/convolution.h"
+
 #include <cstdint>
 
 namespace fused_inception {
-
-// Elements between images, between the lines of an image and between the pixels of a line.
-struct MapStrides {
-  int64_t image;
-  int64_t cross;
-  int64_t line;
-};
 
 struct FactorizedConv2dParams {
   const void* input;    // image 0, channel 0
@@ -59,5 +54,22 @@ struct FactorizedConv2dParams {
   bool mid_relu;
   bool relu;
 };
+
+// What the first factor sees of the input: its taps move across lines.
+FUSED_INCEPTION_HOST_DEVICE constexpr FilteredMap first_factor_input(
+    const FactorizedConv2dParams& params) {
+  FilteredMap map = {};
+  map.data = params.input;
+  map.stride = params.input_stride;
+  map.first_image = params.first_image;
+  map.num_images = params.num_images;
+  map.cross_size = map.out_cross_size = params.cross_size;
+  map.line_size = map.out_line_size = params.line_size;
+  map.cross_step = map.line_step = map.line_taps = 1;
+  map.cross_taps = params.taps1;
+  map.cross_pad = params.taps1 / 2;
+  map.channels = params.c_in;
+  return map;
+}
 
 }  // namespace fused_inception

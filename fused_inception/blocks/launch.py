@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -15,35 +16,47 @@ from fused_inception.blocks.plan import (
     MaxPool,
     Pair,
     Plan,
+    Problem,
     Reduction,
     Resolved,
     Split,
     Step,
 )
-from fused_inception.ops.common import dispatch
+from fused_inception.ops.common import dispatch, dispatch_table
 from fused_inception.ops.common.geometry import empty_channels_last
 from fused_inception.ops.common.launching import size_refusal
-from fused_inception.ops.conv2d_act.launch import Segment, launch_segments
-from fused_inception.ops.factorized_conv2d.launch import launch_pair
-from fused_inception.ops.grid_reduction.launch import launch_reduction
+from fused_inception.ops.conv2d_act import launch as conv_launch
+from fused_inception.ops.conv2d_act.launch import Segment
+from fused_inception.ops.factorized_conv2d import launch as pair_launch
+from fused_inception.ops.grid_reduction import launch as reduction_launch
 from fused_inception.ops.pool2d.launch import launch_avg_pool_act, launch_max_pool
-from fused_inception.ops.split_conv2d.launch import launch_split
+from fused_inception.ops.split_conv2d import launch as split_launch
 
 # The most zeros that a step of a block adds to a map, on both sides together.
 _MOST_PADDING = 30
 
 
+# The op of a step that is a convolution.
+_OPS = {Conv: conv_launch, Pair: pair_launch, Split: split_launch, Reduction: reduction_launch}
+
+
 def backends(plan: Plan) -> tuple[dispatch.Backend, ...]:
-    """How a block can run, in order of preference."""
+    """How a block can run, in order of preference.
+
+    On "auto" each step has the backend that its op would choose. On "cuda" the convolutions run on
+    the extension, which has no pools, and these on Triton.
+    """
     return (
-        dispatch.missing(plan.kind, "cuda"),
-        dispatch.Backend("triton", _can_run_triton, _run_triton),
+        *(
+            dispatch.Backend(name, functools.partial(_refusal, name), functools.partial(_run, name))
+            for name in ("auto", "cuda", "triton")
+        ),
         dispatch.aten(aten.run),
     )
 
 
 def launches(plan: Plan) -> tuple[int, int]:
-    """The fewest and the most kernels that one forward of a block launches on "triton".
+    """The fewest and the most kernels that one forward of a block launches, all backends alike.
 
     A pair is one launch or two, by its shape and batch. On top come copies of operands that a
     kernel cannot take as they are, siblings on up to 8 channels, which are launched one by one,
@@ -55,14 +68,56 @@ def launches(plan: Plan) -> tuple[int, int]:
     return len(plan.steps), len(plan.steps) + pairs
 
 
-def _can_run_triton(resolved: Resolved) -> str | None:
-    _, _, height, width = resolved.shapes[INPUT]
-    return dispatch.triton_refusal(resolved.dtype, resolved.device) or size_refusal(
-        height + _MOST_PADDING, width + _MOST_PADDING
-    )
+def _refusal(backend: str, resolved: Resolved) -> str | None:
+    """Why a step of the block has no kernel of `backend`, or None where all have."""
+    return _choices(backend, resolved.plan, resolved.problems, resolved.shapes[INPUT][2:])[1]
 
 
-def _run_triton(
+Launcher: TypeAlias = Callable[..., None]
+
+
+@functools.lru_cache(maxsize=4096)
+def _choices(
+    backend: str, plan: Plan, problems: tuple[Problem, ...], size: tuple[int, int]
+) -> tuple[tuple[Launcher | None, ...], str | None]:
+    """The launcher of every step, None of a pool, and why there is none where there is none."""
+    height, width = size
+    dtype, device = problems[0].dtype, problems[0].device
+    padded_map = size_refusal(height + _MOST_PADDING, width + _MOST_PADDING)
+    pools = dispatch.triton_refusal(dtype, device)
+    if padded_map is not None or (backend == "triton" and pools is not None):
+        return (), pools or padded_map
+    launchers: list[Launcher | None] = []
+    for step, problem in zip(plan.steps, problems, strict=True):
+        op = _OPS.get(type(step))
+        reason = pools
+        launcher = None
+        if op is not None:
+            launcher, reason = _launcher(op, backend, problem)
+        if reason is not None:
+            return (), reason if backend == "triton" else f"{step.maps[0]}: {reason}"
+        launchers.append(launcher)
+    return tuple(launchers), None
+
+
+def _launcher(op: Any, backend: str, problem: Problem) -> tuple[Launcher | None, str | None]:
+    """The launcher of `backend` for a step's problem, or why there is none."""
+    if backend == "auto":
+        names = dispatch_table.order(op.NAME, problem, ("cuda", "triton"))
+    else:
+        names = (backend,)
+    reasons = []
+    for name in names:
+        candidate = next(b for b in op.BACKENDS if b.name == name)
+        reason = candidate.can_run(problem)
+        if reason is None:
+            return candidate.launch, None
+        reasons.append(f"{name}: {reason}" if backend == "auto" else reason)
+    return None, "; ".join(reasons)
+
+
+def _run(
+    backend: str,
     resolved: Resolved,
     input: Tensor,
     weights: Sequence[Tensor],
@@ -70,16 +125,20 @@ def _run_triton(
     include_pad: bool,
     output: Tensor,
 ) -> Tensor:
+    size = resolved.shapes[INPUT][2:]
+    launchers, _ = _choices(backend, resolved.plan, resolved.problems, size)
     plan = resolved.plan
     maps = {name: output[:, channels] for name, channels in resolved.slices.items()}
     maps[INPUT] = input
     named = dict(zip(plan.weight_names, zip(weights, biases, strict=False), strict=True))
     pool_biases = dict(zip(plan.raw, biases[len(weights) :], strict=True))
-    for step, problem, last in zip(plan.steps, resolved.problems, plan.last_reads, strict=True):
+    for step, problem, launcher, last in zip(
+        plan.steps, resolved.problems, launchers, plan.last_reads, strict=True
+    ):
         for name in step.maps:
             if name not in maps:
                 maps[name] = empty_channels_last(resolved.shapes[name], input)
-        _launch(step, problem, maps, named, pool_biases, plan, include_pad)
+        _launch(step, problem, launcher, maps, named, pool_biases, plan, include_pad)
         # The memory of a map that nobody reads any more serves the maps to come.
         for name in last:
             del maps[name]
@@ -89,6 +148,7 @@ def _run_triton(
 def _launch(
     step: Step,
     problem: Any,
+    launcher: Any,
     maps: dict[str, Tensor],
     weights: dict[str, tuple[Tensor, Tensor | None]],
     pool_biases: dict[str, Tensor | None],
@@ -100,16 +160,16 @@ def _launch(
         segments = [
             Segment(maps[role], "none" if role in plan.raw else "relu") for role in step.roles
         ]
-        launch_segments(problem, x, *weights[step.weights[0]], segments)
+        launcher(problem, x, *weights[step.weights[0]], segments)
     elif isinstance(step, Pair):
         first, second = weights[step.first], weights[step.second]
-        launch_pair(problem, x, *first, *second, maps[step.second], "relu", "relu")
+        launcher(problem, x, *first, *second, maps[step.second], "relu", "relu")
     elif isinstance(step, Split):
         row, col = weights[step.row], weights[step.col]
-        launch_split(problem, x, *row, *col, maps[step.target], "relu")
+        launcher(problem, x, *row, *col, maps[step.target], "relu")
     elif isinstance(step, Reduction):
         conv, pool = maps[step.role], maps[step.pool]
-        launch_reduction(problem, x, *weights[step.role], conv, pool, "relu")
+        launcher(problem, x, *weights[step.role], conv, pool, "relu")
     elif isinstance(step, MaxPool):
         launch_max_pool(problem, x, maps[step.target])
     else:

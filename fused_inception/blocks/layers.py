@@ -6,7 +6,7 @@ project's own, nothing between an image and its logits depends on the batch arou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch.nn.functional as F
@@ -16,9 +16,9 @@ from fused_inception.blocks.plan import BlockWeights
 from fused_inception.ops.common import checks
 from fused_inception.ops.common.autocast import autocast
 from fused_inception.ops.common.autograd import wants_grad
-from fused_inception.ops.common.dispatch import Backend, aten, missing, select, triton_refusal
+from fused_inception.ops.common.dispatch import aten, kernels, select
 from fused_inception.ops.common.registration import register
-from fused_inception.ops.conv2d_act.launch import Segment, launch_segments
+from fused_inception.ops.conv2d_act.launch import BACKENDS, Segment
 from fused_inception.ops.conv2d_act.op import Problem
 from fused_inception.ops.pool2d.op import global_avg_pool2d, max_pool2d
 
@@ -47,16 +47,19 @@ def _run_aten(problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | No
     return F.linear(input, weight.flatten(1), bias)
 
 
-def _run_triton(problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    output = input.new_empty(problem.batch, problem.c_out)
-    segment = Segment(output[:, :, None, None], "none")
-    launch_segments(problem, input[:, :, None, None], weight, bias, [segment])
-    return output
+def _runs(launch: Callable[..., None]) -> Callable[..., Tensor]:
+    # The layer by a launcher of `conv2d_act`.
+    def run(problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        output = input.new_empty(problem.batch, problem.c_out)
+        segment = Segment(output[:, :, None, None], "none")
+        launch(problem, input[:, :, None, None], weight, bias, [segment])
+        return output
+
+    return run
 
 
 _BACKENDS = (
-    missing(LINEAR, "cuda"),
-    Backend("triton", lambda problem: triton_refusal(problem.dtype, problem.device), _run_triton),
+    *(kernels(b.name, b.can_run, b.launch, _runs) for b in BACKENDS if b.launch is not None),
     aten(_run_aten),
 )
 
@@ -122,8 +125,8 @@ def linear(input: Tensor, weights: BlockWeights, *, backend: str = "auto") -> Te
         RuntimeError: `backend` was named and cannot run here.
 
     Note:
-        On "triton" a row of the result is bitwise independent of the batch around it; the order of
-        its sum is that of `conv2d_act`. Differentiable; then it is `F.linear`.
+        On "triton" and "cuda" a row of the result is bitwise independent of the batch around it;
+        the order of its sum is that of `conv2d_act`. Differentiable; then it is `F.linear`.
     """
     checks.check_options(LINEAR, backend=backend)
     checks.check_tensors(LINEAR, input=input)

@@ -11,10 +11,10 @@ int main(int argc, char** argv) {
   for (const fused_inception::Sm80Configuration& row : fused_inception::kSm80Configurations) {
     std::printf("%s-%dx%d %d %d %lld\n",
                 row.bands ? "bands" : "two",
-                row.block_m,
-                row.block_n,
-                row.threads(),
-                row.min_blocks,
+                row.tile.block_m,
+                row.tile.block_n,
+                row.tile.threads(),
+                row.tile.min_blocks,
                 static_cast<long long>(shared_bytes(row, c_mid)));
   }
   fused_inception::FactorizedConv2dParams pair = {};

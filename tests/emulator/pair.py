@@ -19,7 +19,7 @@ def padded(channels: int) -> int:
     return -(-channels // CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE
 
 
-def _channels_last(tensor: torch.Tensor, channels: int) -> torch.Tensor:
+def channels_last(tensor: torch.Tensor, channels: int) -> torch.Tensor:
     """(N, C, H, W) as a dense (N, H, W, channels), zero past C."""
     out = tensor.new_zeros(tensor.shape[0], *tensor.shape[2:], channels)
     out[..., : tensor.shape[1]] = tensor.permute(0, 2, 3, 1)
@@ -78,10 +78,10 @@ def run_pair(
     c_in, c_mid, c_out = (padded(c) for c in (shape.c_in, shape.c_mid, shape.c_out))
     out_channels = out_channels or c_out
     operands = {
-        "input": _channels_last(inputs.input, c_in),
-        "weight1": _channels_last(inputs.weight1, c_in),
+        "input": channels_last(inputs.input, c_in),
+        "weight1": channels_last(inputs.weight1, c_in),
         "bias1": inputs.bias1,
-        "weight2": _channels_last(inputs.weight2, c_mid),
+        "weight2": channels_last(inputs.weight2, c_mid),
         "bias2": inputs.bias2,
     }
     rows, columns = shape.height, shape.width

@@ -248,6 +248,14 @@ def run(binary: Path, **arguments: object) -> Report:
     return report
 
 
+def source_line(site: str, op: str) -> str:
+    """The code at a site, "file:line", of a kernel of `op` or of what the ops share."""
+    name, _, line = site.partition(":")
+    folders = (ROOT / "csrc" / op, ROOT / "csrc" / "common")
+    path = next(folder / name for folder in folders if (folder / name).exists())
+    return path.read_text().splitlines()[int(line) - 1].strip()
+
+
 def save(tensor: torch.Tensor, path: Path) -> Path:
     """Writes the elements of a tensor, in its own memory order if it is dense."""
     flat = tensor.contiguous().flatten().view(torch.uint8)

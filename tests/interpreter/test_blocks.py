@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 import weakref
 
 import pytest
 import torch
 from torch import nn
 
-from fused_inception import blocks, fuse, testing
+from fused_inception import _extension, blocks, fuse, testing
 from fused_inception.blocks import FUSED_BLOCKS, ConvWeights
 from fused_inception.blocks import launch as block_launch
 from fused_inception.blocks import op as block_op
 from fused_inception.blocks.plan import ImagesAtATime
 from fused_inception.models.inception_v3 import BasicConv2d, InceptionBlocks, InceptionV3
-from fused_inception.ops.common import launching
+from fused_inception.ops.common import dispatch_table, launching
 from fused_inception.ops.factorized_conv2d import launch as pair_launch
-from tests import test_stem
+from tests import cuda_stand_ins, test_stem
 from tests.test_blocks import AVERAGED, BLOCKS, CHANNELS, fused, images, make_convs, unfused
 from tests.test_fuse import randomize
 
@@ -232,6 +233,64 @@ def test_the_first_layers_give_the_same_bits_however_many_images_at_a_time(
     plan = test_stem.PLAN
     monkeypatch.setattr(plan, "images_at_a_time", ImagesAtATime(at_a_time, at_a_time))
     assert torch.equal(test_stem.fused(x, convs, backend="triton"), torch.cat(expected))
+
+
+# On the compiled extension. CPU convolutions stand in for its kernels; the pools are Triton's.
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch):
+    """The ops that run on the extension, in order."""
+    ops: list[str] = []
+    choices = block_launch._choices
+    choices.cache_clear()
+    cuda_stand_ins.install(monkeypatch, lambda op, operands: ops.append(op))
+    yield ops
+    choices.cache_clear()
+
+
+@every_block
+def test_convolutions_run_on_the_extension(kind, called):
+    x, convs = images(2, dtype=torch.float16), make_convs(kind, torch.float16)
+    got = fused(kind, x, convs, backend="cuda")
+    oracle = unfused(kind, x.double(), rounded(convs, torch.float64))
+    testing.assert_within_budget(got, unfused(kind, x, convs), oracle)
+    testing.assert_channels_last(got)
+    low, high = FUSED_BLOCKS[kind].launches
+    pools = kind in AVERAGED or kind in ("inception_d", "inception_e_max_pool")
+    assert len(called) == low - pools
+    assert called.count("factorized_conv2d") == high - low
+
+
+def test_on_auto_a_step_has_the_backend_of_its_op(called, monkeypatch: pytest.MonkeyPatch):
+    """The same block, its steps on one backend or the other as the table says."""
+    asked = []
+    choices = block_launch._choices
+
+    def watched(*arguments):
+        asked.append(arguments)
+        return choices(*arguments)
+
+    monkeypatch.setattr(block_launch, "_choices", watched)
+    x, convs = images(2, dtype=torch.float16), make_convs("inception_e", torch.float16)
+    fused("inception_e", x, convs, backend="cuda")
+    _, plan, problems, size = asked[0]
+
+    def order(op, problem, names):
+        return names if op == "split_conv2d" else names[::-1]
+
+    monkeypatch.setattr(dispatch_table, "order", order)
+    launchers, reason = choices.__wrapped__("auto", plan, problems, size)
+    assert reason is None
+    for step, launcher in zip(plan.steps, launchers, strict=True):
+        module = (type(step).__name__ == "Split" and "cuda_launch") or "launch"
+        assert launcher is None or launcher.__module__.rpartition(".")[2] == module
+    # What neither takes is said for both.
+    monkeypatch.setattr(_extension, "refusal", lambda dtype, device: "no library")
+    wide = tuple(p._replace(dtype=torch.float64) for p in problems)
+    launchers, reason = choices.__wrapped__("auto", plan, wide, size)
+    assert launchers == ()
+    assert re.match(r"\w+: triton: dtype torch.float64; takes .*; cuda: no library$", reason)
 
 
 # A whole network.

@@ -19,6 +19,7 @@ from fused_inception.ops.common import launching
 from fused_inception.ops.common.configurations import Tile, device_table
 from fused_inception.ops.common.geometry import empty_channels_last
 from fused_inception.ops.conv2d_act import launch as conv_launch
+from fused_inception.ops.conv2d_act import segments as conv_segments
 from fused_inception.ops.conv2d_act.op import _check as check_conv
 from fused_inception.ops.grid_reduction import launch as reduction_launch
 from fused_inception.ops.grid_reduction.op import _check as check_reduction
@@ -250,7 +251,8 @@ def test_a_large_batch_is_split_into_launches(monkeypatch: pytest.MonkeyPatch, c
 
     pixels = expected.shape[2] * expected.shape[3]
     monkeypatch.setattr(launching, "MAX_ROWS", 2 * pixels)
-    monkeypatch.setattr(case.launch, "size_refusal", lambda *args: None)
+    for module in (case.launch, conv_segments):
+        monkeypatch.setattr(module, "size_refusal", lambda *args: None, raising=False)
     monkeypatch.setattr(case.launch, "image_ranges", counted)
     assert torch.equal(run(case, case.small, inputs), expected)
     assert launches == [(0, 2), (2, 2), (4, 1)]
@@ -349,7 +351,7 @@ def test_auto_never_picks_the_interpreter(monkeypatch: pytest.MonkeyPatch, case:
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("the Triton launcher was called")
 
-    monkeypatch.setattr(case.launch, case.launcher, refuse)
+    monkeypatch.setattr(case.launch, "on_device", refuse)
     inputs = case.random(case.small, torch.float32)
     expected = case.unfused(case.small, inputs)
     assert torch.allclose(case.run(case.small, inputs), expected, atol=1e-5)

@@ -1,9 +1,10 @@
 """Choice of a backend for one call.
 
-Each op lists its backends in order of preference, aten last. A backend's `can_run(problem)` returns
-None, or the reason why it cannot run that problem: the same sentence decides what "auto" skips and
-words the error of a backend asked for by name. The choice may look at the op, the per-image shape,
-the dtype and the device, never at the batch size, strides or alignment (batch invariance).
+Each op lists its backends, aten last, and a table per device class (`dispatch_table`) says which
+come first for which problem. A backend's `can_run(problem)` returns None, or the reason why it
+cannot run that problem: the same sentence decides what "auto" skips and words the error of a
+backend asked for by name. The choice may look at the op, the per-image shape, the dtype and the
+device, never at the batch size, strides or alignment (batch invariance).
 """
 
 from __future__ import annotations
@@ -17,17 +18,33 @@ import torch
 
 from fused_inception import _extension
 
+from . import dispatch_table
+
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TRITON_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to run an op: its name, its predicate and its implementation."""
+    """One way to run an op: its name, its predicate and its implementation.
+
+    `launch`, of backends that have kernels, writes into outputs that it is given.
+    """
 
     name: str
     can_run: Callable[[Any], str | None]
     run: Callable[..., torch.Tensor]
+    launch: Callable[..., None] | None = None
+
+
+def kernels(
+    name: str,
+    can_run: Callable[[Any], str | None],
+    launch: Callable[..., None],
+    runs: Callable[[Callable[..., None]], Callable[..., torch.Tensor]],
+) -> Backend:
+    """A backend with kernels; `runs` makes of its launcher a function that allocates."""
+    return Backend(name, can_run, runs(launch), launch)
 
 
 def missing(op: str, name: str) -> Backend:
@@ -56,7 +73,9 @@ def select(
     if backend == "auto":
         if device.type != "cuda":
             return candidates[-1]
-        return next(c for c in candidates if c.can_run(problem) is None)
+        named = {c.name: c for c in candidates}
+        names = dispatch_table.order(op, problem, tuple(named))
+        return next(named[name] for name in names if named[name].can_run(problem) is None)
     candidate = next(c for c in candidates if c.name == backend)
     reason = candidate.can_run(problem)
     if reason is not None:

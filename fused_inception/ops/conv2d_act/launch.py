@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fused_inception.ops.common import dispatch
-from fused_inception.ops.common.configurations import Product, choose_tile, device_table, padded
+from fused_inception.ops.common import dispatch, dispatch_table
+from fused_inception.ops.common.configurations import Product, choose_tile, padded
 from fused_inception.ops.common.geometry import empty_channels_last, with_channels_last_strides
 from fused_inception.ops.common.launching import (
     CHANNEL_MULTIPLE,
@@ -21,11 +21,11 @@ from fused_inception.ops.common.launching import (
     on_device,
     operand,
     pixel_stride,
-    size_refusal,
 )
 from fused_inception.ops.common.precision import conv_precision
 
-from . import aten
+from . import aten, cuda_launch
+from .segments import MAX_SEGMENTS, Segment, check_segments, padded_size_refusal
 
 if TYPE_CHECKING:
     from .op import Problem
@@ -39,49 +39,10 @@ def _run_aten(problem: Problem, *args: Any) -> torch.Tensor:
 
 # Up to here channels are gathered one by one instead of padded to CHANNEL_MULTIPLE.
 FEW_CHANNELS = 8
-MAX_SEGMENTS = 4
 
 
 def _can_run_triton(problem: Problem) -> str | None:
-    p = problem
-    counted = "with its padding" if any(p.padding) else ""
-    return dispatch.triton_refusal(p.dtype, p.device) or size_refusal(
-        p.height + 2 * p.padding[0], p.width + 2 * p.padding[1], counted
-    )
-
-
-def _run_triton(
-    problem: Problem,
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: Any,
-    padding: Any,
-    activation: str,
-) -> torch.Tensor:
-    output = empty_channels_last(problem.output_shape, input)
-    launch_segments(problem, input, weight, bias, [Segment(output, activation)])
-    return output
-
-
-BACKENDS = (
-    dispatch.missing(NAME, "cuda"),
-    dispatch.Backend("triton", _can_run_triton, _run_triton),
-    dispatch.aten(_run_aten),
-)
-
-
-class Segment(NamedTuple):
-    """Where some of the filters of a product go.
-
-    Attributes:
-        output: (N, K, P, Q), channels_last or a slice of the channels of such a tensor; K is the
-            number of filters of the segment.
-        activation: "relu" or "none".
-    """
-
-    output: torch.Tensor
-    activation: str
+    return dispatch.triton_refusal(problem.dtype, problem.device) or padded_size_refusal(problem)
 
 
 def launch_segments(
@@ -108,11 +69,7 @@ def launch_segments(
             channels_last tensor.
     """
     p = problem
-    sizes = [segment.output.shape[1] for segment in segments]
-    if not 1 <= len(segments) <= MAX_SEGMENTS or sum(sizes) != p.c_out:
-        raise ValueError(
-            f"segments must be 1 to {MAX_SEGMENTS} that make {p.c_out} filters, got {sizes}"
-        )
+    sizes = check_segments(p, segments)
     if p.batch == 0:
         return
     with on_device(p.device):
@@ -143,7 +100,7 @@ def _launch(
     sizes = [segment.output.shape[1] for segment in segments]
     taps = p.kernel[0] * p.kernel[1]
     tile = choose_tile(
-        device_table(NAME, p.device).tiles[precision],
+        dispatch_table.tiles(NAME, p, precision),
         *(Product(size, taps, p.c_in) for size in sizes),
     )
     x, w, b = operand(input, channels), operand(weight, channels), dense_bias(bias)
@@ -201,7 +158,7 @@ def _launch_few_channels(
     precision = conv_precision(p.dtype)
     filters = weight.shape[0]
     depth = p.kernel[0] * p.kernel[1] * p.c_in
-    tiles = device_table(NAME, p.device).tiles[precision]
+    tiles = dispatch_table.tiles(NAME, p, precision)
     # Elements are masked one by one whatever their number.
     ragged = tuple(tile for tile in tiles if not tile.whole)
     tile = choose_tile(ragged, Product(filters, 1, depth))
@@ -236,3 +193,28 @@ def _launch_few_channels(
             CHECK_W=p.padding[1] > 0,
             **arithmetic(tile, precision),
         )
+
+
+def _runs(launch: Callable[..., None]) -> Callable[..., torch.Tensor]:
+    # The op by a launcher.
+    def run(
+        problem: Problem,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        stride: Any,
+        padding: Any,
+        activation: str,
+    ) -> torch.Tensor:
+        output = empty_channels_last(problem.output_shape, input)
+        launch(problem, input, weight, bias, [Segment(output, activation)])
+        return output
+
+    return run
+
+
+BACKENDS = (
+    dispatch.kernels("cuda", cuda_launch.can_run, cuda_launch.launch_segments, _runs),
+    dispatch.kernels("triton", _can_run_triton, launch_segments, _runs),
+    dispatch.aten(_run_aten),
+)

@@ -20,8 +20,14 @@ import torch
 
 from fused_inception import _extension
 from fused_inception.ops.common.configurations import padded
-from fused_inception.ops.common.dispatch import Backend
-from fused_inception.ops.common.geometry import empty_channels_last
+from fused_inception.ops.common.cuda_launching import (
+    BLOCK_K,
+    CHANNEL_MULTIPLE,
+    MAX_CHANNELS,
+    Device,
+    destinations,
+)
+from fused_inception.ops.common.cuda_launching import device_limits as _device
 from fused_inception.ops.common.launching import dense_bias, operand
 from fused_inception.ops.common.registration import define_internal
 
@@ -30,16 +36,10 @@ if TYPE_CHECKING:
 
 MAX_TAPS = 15
 MAX_SIDE = 71
-MAX_CHANNELS = 2**20
 MAX_SM90_LINE = 160
-# The kernels move 16 bytes at a time.
-CHANNEL_MULTIPLE = 8
 # Bands are used where they are at least this many to a multiprocessor. Reasoned, not yet measured.
 MIN_BANDS_PER_MULTIPROCESSOR = 0.75
 SM90_ENABLED = os.environ.get("FUSED_INCEPTION_SM90", "0") == "1"
-# Channels of one step of a sum; a step of wgmma takes half a clock a pixel and 64 filters for each
-# 16 of them (PTX ISA; 4096 FLOP a clock).
-BLOCK_K = 32
 # What L2 gives a multiprocessor: 3,942 bytes a clock for 114 (arXiv 2501.12084, an H800 PCIe); and
 # what one block of a cluster gives another: 2.65 TB/s for 114 at 1.6 GHz (arXiv 2402.13499).
 L2_BYTES_PER_CLOCK = 35
@@ -77,14 +77,6 @@ class Configuration(NamedTuple):
     multicast: int = 1
 
 
-class Device(NamedTuple):
-    """What the choice of a configuration asks of a device."""
-
-    shared_bytes: int  # that a block may have
-    multiprocessors: int
-    l2_bytes: int
-
-
 @functools.cache
 def configurations(c_mid: int) -> tuple[Configuration, ...]:
     """The extension's table, with the shared memory that `c_mid` channels take."""
@@ -107,16 +99,6 @@ def sm90_configurations(problem: Problem) -> tuple[Configuration, ...]:
     rows = [numbers[i : i + 6] for i in range(0, len(numbers), 6)]
     return tuple(
         Configuration(first + i, True, *sizes) for i, (lines, *sizes) in enumerate(rows) if lines
-    )
-
-
-@functools.cache
-def _device(device: torch.device) -> Device:
-    properties: Any = torch.cuda.get_device_properties(device)  # torch's stub lacks some of them
-    return Device(
-        properties.shared_memory_per_block_optin,
-        properties.multi_processor_count,
-        properties.L2_cache_size,
     )
 
 
@@ -301,42 +283,37 @@ def launch(
     bias1: torch.Tensor | None,
     weight2: torch.Tensor,
     bias2: torch.Tensor | None,
+    output: torch.Tensor,
     mid_activation: str,
     activation: str,
-) -> torch.Tensor:
-    """Copy what the kernels do not take as it is, allocate, and run `configuration`."""
+) -> None:
+    """Copy what the kernels do not take as it is, and run `configuration`.
+
+    `images` are those of the mid tensor. `output` is as in `launch_pair`.
+    """
     p = problem
-    c_in, c_mid, c_out = (padded(c, CHANNEL_MULTIPLE) for c in (p.c_in, p.c_mid, p.c_out))
-    output = empty_channels_last(p.output_shape, input)
     if p.batch == 0:
-        return output
-    whole = output
-    if c_out != p.c_out:
-        whole = empty_channels_last((p.batch, c_out, p.height, p.width), input)
+        return
+    c_in, c_mid = (padded(c, CHANNEL_MULTIPLE) for c in (p.c_in, p.c_mid))
     mid = None
     if not configuration.bands:
         mid = input.new_empty((images, p.cross_size, p.line_size, c_mid))
-    _out_operator(
-        operand(input, c_in),
-        operand(weight1, c_in),
-        dense_bias(bias1),
-        operand(weight2, c_mid),
-        dense_bias(bias2),
-        mid,
-        whole,
-        0,
-        mid_activation == "relu",
-        activation == "relu",
-        configuration.number,
-    )
-    if whole is not output:
-        output.copy_(whole[:, : p.c_out])
-    return output
+    with destinations(output) as (place,):
+        _out_operator(
+            operand(input, c_in),
+            operand(weight1, c_in),
+            dense_bias(bias1),
+            operand(weight2, c_mid),
+            dense_bias(bias2),
+            mid,
+            place,
+            0,
+            mid_activation == "relu",
+            activation == "relu",
+            configuration.number,
+        )
 
 
-def run(problem: Problem, *operands: Any) -> torch.Tensor:
-    """The pair on the extension; see `Backend`."""
-    return launch(problem, *_plan(problem), *operands)
-
-
-BACKEND = Backend("cuda", can_run, run)
+def launch_pair(problem: Problem, *arguments: Any) -> None:
+    """Write the pair into an output, as `launch.launch_pair`."""
+    launch(problem, *_plan(problem), *arguments)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from fused_inception.ops.common import dispatch
+from fused_inception.ops.common import dispatch, dispatch_table
 from fused_inception.ops.common.configurations import (
     Product,
     Table,
@@ -45,28 +46,6 @@ def _can_run_triton(problem: Problem) -> str | None:
     return dispatch.triton_refusal(problem.dtype, problem.device) or size_refusal(
         problem.height, problem.width
     )
-
-
-def _run_triton(
-    problem: Problem,
-    input: torch.Tensor,
-    weight1: torch.Tensor,
-    bias1: torch.Tensor | None,
-    weight2: torch.Tensor,
-    bias2: torch.Tensor | None,
-    mid_activation: str,
-    activation: str,
-) -> torch.Tensor:
-    output = empty_channels_last(problem.output_shape, input)
-    launch_pair(problem, input, weight1, bias1, weight2, bias2, output, mid_activation, activation)
-    return output
-
-
-BACKENDS = (
-    cuda_launch.BACKEND,
-    dispatch.Backend("triton", _can_run_triton, _run_triton),
-    dispatch.aten(_run_aten),
-)
 
 
 def launch_pair(
@@ -146,7 +125,7 @@ class Call:
         self.precision = conv_precision(p.dtype)
         self.table = device_table(NAME, p.device)
         self.tile = choose_tile(
-            self.table.tiles[self.precision],
+            dispatch_table.tiles(NAME, p, self.precision),
             Product(p.c_mid, p.taps1, p.c_in),
             Product(p.c_out, p.taps2, p.c_mid),
         )
@@ -281,3 +260,21 @@ def launch_two(call: Call, first_image: int = 0) -> None:
             EVEN_K=call.c_mid % tile.block_k == 0,
             **options,
         )
+
+
+def _runs(launch: Callable[..., None]) -> Callable[..., torch.Tensor]:
+    # The op by a launcher.
+    def run(problem: Problem, input: torch.Tensor, *operands: Any) -> torch.Tensor:
+        *weights, mid_activation, activation = operands
+        output = empty_channels_last(problem.output_shape, input)
+        launch(problem, input, *weights, output, mid_activation, activation)
+        return output
+
+    return run
+
+
+BACKENDS = (
+    dispatch.kernels("cuda", cuda_launch.can_run, cuda_launch.launch_pair, _runs),
+    dispatch.kernels("triton", _can_run_triton, launch_pair, _runs),
+    dispatch.aten(_run_aten),
+)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fused_inception.ops.common import dispatch
-from fused_inception.ops.common.configurations import Product, choose_tile, device_table, padded
+from fused_inception.ops.common import dispatch, dispatch_table
+from fused_inception.ops.common.configurations import Product, choose_tile, padded
 from fused_inception.ops.common.geometry import empty_channels_last, with_channels_last_strides
 from fused_inception.ops.common.launching import (
     CHANNEL_MULTIPLE,
@@ -22,7 +23,7 @@ from fused_inception.ops.common.launching import (
 )
 from fused_inception.ops.common.precision import conv_precision
 
-from . import aten
+from . import aten, cuda_launch
 
 if TYPE_CHECKING:
     from .op import Problem
@@ -38,27 +39,6 @@ def _can_run_triton(problem: Problem) -> str | None:
     return dispatch.triton_refusal(problem.dtype, problem.device) or size_refusal(
         problem.height, problem.width
     )
-
-
-def _run_triton(
-    problem: Problem,
-    input: torch.Tensor,
-    weight_row: torch.Tensor,
-    bias_row: torch.Tensor | None,
-    weight_col: torch.Tensor,
-    bias_col: torch.Tensor | None,
-    activation: str,
-) -> torch.Tensor:
-    output = empty_channels_last(problem.output_shape, input)
-    launch_split(problem, input, weight_row, bias_row, weight_col, bias_col, output, activation)
-    return output
-
-
-BACKENDS = (
-    dispatch.missing(NAME, "cuda"),
-    dispatch.Backend("triton", _can_run_triton, _run_triton),
-    dispatch.aten(_run_aten),
-)
 
 
 def launch_split(
@@ -86,7 +66,7 @@ def launch_split(
     precision = conv_precision(p.dtype)
     channels = padded(p.c_in, CHANNEL_MULTIPLE)
     tile = choose_tile(
-        device_table(NAME, p.device).tiles[precision],
+        dispatch_table.tiles(NAME, p, precision),
         Product(p.c_row, p.taps_row, p.c_in),
         Product(p.c_col, p.taps_col, p.c_in),
     )
@@ -125,3 +105,21 @@ def launch_split(
                 EVEN_K=channels % tile.block_k == 0,
                 **arithmetic(tile, precision),
             )
+
+
+def _runs(launch: Callable[..., None]) -> Callable[..., torch.Tensor]:
+    # The op by a launcher.
+    def run(problem: Problem, input: torch.Tensor, *operands: Any) -> torch.Tensor:
+        *weights, activation = operands
+        output = empty_channels_last(problem.output_shape, input)
+        launch(problem, input, *weights, output, activation)
+        return output
+
+    return run
+
+
+BACKENDS = (
+    dispatch.kernels("cuda", cuda_launch.can_run, cuda_launch.launch_split, _runs),
+    dispatch.kernels("triton", _can_run_triton, launch_split, _runs),
+    dispatch.aten(_run_aten),
+)

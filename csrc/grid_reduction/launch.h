@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the host code calls; sm80_launch.cuh defines it, one .cu per element type instantiates it.
+#pragma once
+
+#include "grid_reduction/params.h"
+
+#include <cuda_runtime.h>
+
+namespace fused_inception {
+
+// Runs `configuration` (a row of kGridReductionConfigurations) on `stream`.
+template <typename Element>
+cudaError_t launch_grid_reduction(const GridReductionParams& params,
+                                  int configuration,
+                                  cudaStream_t stream);
+
+}  // namespace fused_inception

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// Starts the sm_80 kernels of the split: from a configuration to a grid and its shared memory.
+#pragma once
+
+#include "common/convolution_launch.cuh"
+#include "split_conv2d/sm80.cuh"
+#ifdef __CUDACC__
+#include "split_conv2d/launch.h"
+#endif
+
+namespace fused_inception {
+
+// Runs `configuration`, a row of kSplitConv2dConfigurations, on `stream`. A problem that it does
+// not take is kInvalidValue, and nothing is launched.
+template <typename input_t>
+device::Status launch_split_conv2d(const SplitConv2dParams& params,
+                                   int configuration,
+                                   device::Stream stream) {
+  return with_configuration<kNumSplitConv2dConfigurations>(configuration, [&](auto number) {
+    constexpr SplitConv2dConfiguration kRow = kSplitConv2dConfigurations[number];
+    const FilteredMap& map = params.input;
+    const int32_t filter_tiles = filter_tiles_of(params, kRow.tile.block_n);
+    const int64_t bytes = shared_bytes(kRow, map.channels);
+    int64_t blocks = product_blocks(kRow.tile, map, filter_tiles);
+    if (kRow.whole) {
+      const int64_t images = kRow.tile.block_m / (int64_t{map.cross_size} * map.line_size);
+      if (images == 0) return device::kInvalidValue;
+      blocks = (map.num_images + images - 1) / images * filter_tiles;
+    }
+    if (bytes > INT32_MAX) return device::kInvalidValue;
+    return device::launch(split_conv2d_kernel<number, input_t>,
+                          blocks,
+                          kRow.tile.threads(),
+                          static_cast<int>(bytes),
+                          stream,
+                          params);
+  });
+}
+
+}  // namespace fused_inception

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs `conv2d_act`, `grid_reduction` or `split_conv2d` once, as `op` says: operands from raw
+// files, any configuration, all of the output's channels into one raw file.
+#include "conv2d_act/sm80_launch.cuh"
+#include "emulator/driver.h"
+#include "grid_reduction/sm80_launch.cuh"
+#include "split_conv2d/sm80_launch.cuh"
+
+#include <sstream>
+
+namespace {
+
+using namespace fused_inception;
+
+struct Operands {
+  const driver::Arguments& arguments;
+  FilteredMap input;
+  uint16_t* output;
+
+  int32_t integer(const char* key) const { return static_cast<int32_t>(arguments.number(key)); }
+
+  const void* file(const char* name) const {
+    const std::string path = arguments.text(name, "");
+    return path.empty() ? nullptr : driver::Buffer::read(name, path).get();
+  }
+
+  MapStrides output_stride() const {
+    const int64_t pixel = arguments.number("out_channels"), row = pixel * input.out_line_size;
+    return {row * input.out_cross_size, row, pixel};
+  }
+
+  // "size:offset:relu" after `begin` filters.
+  Segment segment(const std::string& text, int32_t begin) const {
+    int32_t size = 0, offset = 0, relu = 0;
+    char colon = 0;
+    std::istringstream(text) >> size >> colon >> offset >> colon >> relu;
+    return {output + offset,
+            output_stride(),
+            input.first_image,
+            begin,
+            begin + size,
+            round_up(size, 8),
+            relu != 0};
+  }
+};
+
+FilteredMap input_map(const driver::Arguments& arguments) {
+  const auto integer = [&](const char* key) { return static_cast<int32_t>(arguments.number(key)); };
+  FilteredMap map = {};
+  map.channels = integer("channels");
+  map.cross_size = integer("height");
+  map.line_size = integer("width");
+  map.out_cross_size = integer("out_height");
+  map.out_line_size = integer("out_width");
+  map.cross_taps = integer("rows");
+  map.line_taps = integer("columns");
+  map.cross_step = integer("step_h");
+  map.line_step = integer("step_w");
+  map.cross_pad = integer("pad_h");
+  map.line_pad = integer("pad_w");
+  map.first_image = arguments.number("first_image", 0);
+  map.num_images = integer("batch") - static_cast<int32_t>(map.first_image);
+  const int64_t row = int64_t{map.line_size} * map.channels;
+  map.stride = {arguments.number("input_image_stride", row * map.cross_size), row, map.channels};
+  // Images apart from one another, where the stride says so.
+  map.data = driver::Buffer::read("input",
+                                  arguments.text("input"),
+                                  static_cast<size_t>(arguments.number("batch")),
+                                  static_cast<size_t>(2 * map.stride.image))
+                 .get();
+  return map;
+}
+
+template <typename Element>
+device::Status run(const Operands& operands) {
+  const driver::Arguments& arguments = operands.arguments;
+  const std::string op = arguments.text("op");
+  const int configuration = operands.integer("configuration");
+  if (op == "grid_reduction") {
+    GridReductionParams params = {};
+    params.input = operands.input;
+    params.weight = operands.file("weight");
+    params.bias = operands.file("bias");
+    params.conv = operands.segment(arguments.text("conv"), 0);
+    params.pooled = operands.output + arguments.number("pooled");
+    params.pooled_stride = operands.output_stride();
+    params.max = operands.integer("max") != 0;
+    return launch_grid_reduction<Element>(params, configuration, nullptr);
+  }
+  if (op == "split_conv2d") {
+    SplitConv2dParams params = {};
+    params.input = operands.input;
+    params.row = {operands.file("weight_row"),
+                  operands.file("bias_row"),
+                  operands.integer("taps_row"),
+                  operands.segment(arguments.text("row"), 0)};
+    params.col = {operands.file("weight_col"),
+                  operands.file("bias_col"),
+                  operands.integer("taps_col"),
+                  operands.segment(arguments.text("col"), 0)};
+    return launch_split_conv2d<Element>(params, configuration, nullptr);
+  }
+  if (op != "conv2d_act") driver::die("no op " + op);
+  ConvolutionParams params = {};
+  params.input = operands.input;
+  params.weight = operands.file("weight");
+  params.bias = operands.file("bias");
+  std::istringstream segments(arguments.text("segments"));
+  int32_t begin = 0;
+  for (std::string text; std::getline(segments, text, ',') && params.num_segments < kMaxSegments;) {
+    params.segments[params.num_segments] = operands.segment(text, begin);
+    begin = params.segments[params.num_segments++].end;
+  }
+  return launch_conv2d_act<Element>(params, configuration, nullptr);
+}
+
+// The rows of the tables, with the shared memory that `channels` channels take.
+int list(int channels) {
+  const auto print = [](const std::string& name, const TileShape& tile, int64_t bytes) {
+    std::printf("%s-%dx%d %d %d %lld\n",
+                name.c_str(),
+                tile.block_m,
+                tile.block_n,
+                tile.threads(),
+                tile.min_blocks,
+                static_cast<long long>(bytes));
+  };
+  for (const TileShape& tile : kConv2dActConfigurations) {
+    print("conv2d_act tiles", tile, tile.fixed_shared_bytes());
+  }
+  for (const TileShape& tile : kGridReductionConfigurations) {
+    print("grid_reduction tiles", tile, tile.fixed_shared_bytes());
+  }
+  for (const SplitConv2dConfiguration& row : kSplitConv2dConfigurations) {
+    const std::string form = row.whole ? "whole" : "tiles";
+    print("split_conv2d " + form, row.tile, shared_bytes(row, channels));
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const driver::Arguments arguments(argc, argv);
+  if (arguments.number("list", 0) != 0) return list(static_cast<int>(arguments.number("list")));
+  driver::configure(arguments);
+  const driver::Buffer output(
+      "output", static_cast<size_t>(arguments.number("output_bytes")), driver::Access::kWrite);
+  const Operands operands = {arguments, input_map(arguments), static_cast<uint16_t*>(output.get())};
+  const bool bfloat16 = arguments.text("dtype") == "bfloat16";
+#ifdef __SANITIZE_ADDRESS__
+  // One element type is half the time to compile.
+  if (!bfloat16) driver::die("built for bfloat16 only");
+  const device::Status status = run<BFloat16>(operands);
+#else
+  const device::Status status = bfloat16 ? run<BFloat16>(operands) : run<Float16>(operands);
+#endif
+  if (status == device::kInvalidValue) {
+    std::printf("refused\n");
+    return 1;
+  }
+  const int result = driver::report();
+  output.save(arguments.text("output"));
+  return result;
+}
