@@ -1,5 +1,6 @@
 """`fuse` on timm's Inceptions, whose BatchNorms hold their ReLU."""
 
+import copy
 import re
 
 import pytest
@@ -7,9 +8,9 @@ import torch
 from torch import nn
 
 from fused_inception.fuse import fuse, report
-from tests.adapter_cases import floats, kinds, module, timm
-from tests.adapter_properties import AdapterProperties, assert_agree, small
-from tests.test_fuse import randomize
+from tests.adapter_cases import floats, kinds, made, module, timm
+from tests.adapter_properties import AdapterProperties, assert_agree, running, small
+from tests.test_fuse import fused_calls, randomize  # noqa: F401
 
 
 class TestInceptionV3(AdapterProperties):
@@ -53,6 +54,22 @@ def test_timm_with_other_layers_is_left_alone(options, reason):
     assert torch.equal(fused(x), model(x))
     with pytest.raises(RuntimeError, match="not every block was understood"):
         fuse(model, strict=True)
+
+
+def test_norms_with_their_relu_train_fused_with_frozen_statistics(fused_calls):  # noqa: F811
+    """timm's BatchNormAct2d, in evaluation mode while the rest of the network trains."""
+    model = copy.deepcopy(made("timm-v3")).double()
+    fused = fuse(model, differentiable=True)
+    input = small("timm-v3").double()
+    for net in (model, fused):
+        net.train()
+        for norm in net.modules():
+            if isinstance(norm, (nn.BatchNorm2d, nn.Dropout)):
+                norm.eval()
+        net(input).square().mean().backward()
+    assert fused_calls.took() == running("timm-v3")
+    for ours, theirs in zip(fused.parameters(), model.parameters(), strict=True):
+        assert (ours.grad - theirs.grad).abs().max() <= 1e-9 * theirs.grad.abs().max()
 
 
 class Silently(nn.BatchNorm2d):
