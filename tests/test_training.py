@@ -150,7 +150,7 @@ def curve(output):
 class Noise:
     """Images without files."""
 
-    name = "noise"
+    name = identity = "noise"
 
     def __init__(self, count, classes=3, pixels=21):
         self.classes = tuple(map(str, range(classes)))
@@ -637,11 +637,12 @@ def test_a_checkpoint_of_another_run(train_error, tmp_path, finished, arguments,
     assert (finished / "steps.csv").read_bytes() == before
 
 
-def test_a_checkpoint_on_other_images(train_error, finished, tmp_path):
-    other = write_images(tmp_path / "images")
-    assert re.search(
-        "was made with images '.*', got '.*'", train_error(finished, "--resume", images=other)
-    )
+def test_a_checkpoint_on_other_images(train, train_error, finished, tmp_path):
+    other = write_images(tmp_path / "images", (("train", IMAGES + 1), ("val", 6)))
+    error = train_error(finished, "--resume", images=other)
+    assert re.search("was made with training images '24 images, .*got '25 images", error)
+    (other / "train" / "dark" / "24.png").unlink()
+    assert train(finished, "--resume", images=other)[0] == 0  # the same in another place
 
 
 @pytest.mark.parametrize(
