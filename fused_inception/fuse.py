@@ -219,12 +219,25 @@ class FusedBlock(StandIn):
         differentiable: whether it runs fused where autograd records too.
     """
 
-    _OWN = frozenset({"_original", "_match", "_reason", "_snapshot", "_warning", "_differentiable"})
+    _OWN = frozenset(
+        {
+            "_original",
+            "_match",
+            "_reason",
+            "_snapshot",
+            "_warning",
+            "_differentiable",
+            "_has_recorded",
+        }
+    )
     _match: BlockMatch
     _reason: str | None
     _snapshot: _Snapshot | None
     _warning: _Warning
     _differentiable: bool
+    # Since the last call of `eval()`: until the next one, optimizers may be at work, of which some
+    # (`fused=True`) change weights without counting it.
+    _has_recorded: bool
 
     def __init__(
         self,
@@ -245,6 +258,7 @@ class FusedBlock(StandIn):
             _snapshot=None,
             _warning=warning,
             _differentiable=differentiable,
+            _has_recorded=False,
         )
         self.register_load_state_dict_post_hook(_rebuild_after_load)
         self._rebuild(recognized=True)
@@ -314,9 +328,10 @@ class FusedBlock(StandIn):
         if records and not differentiable:
             self._warning.give()
             return False
+        self._has_recorded |= records
         if not snapshot.storage_holds():
             self._rebuild()
-        elif not records and not snapshot.values_hold():
+        elif not records and (self._has_recorded or not snapshot.values_hold()):
             self._rebuild(recognized=True)
         return self._reason is None
 
@@ -417,12 +432,14 @@ class FusedBlock(StandIn):
             # Running statistics and many an optimizer's weights change without being counted.
             if (
                 trained
+                or self._has_recorded
                 or snapshot is None
                 or not snapshot.structure_holds()
                 or not snapshot.storage_holds()
                 or not snapshot.values_hold()
             ):
                 self._rebuild()
+            self._has_recorded = False
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FusedBlock":

@@ -148,6 +148,22 @@ def test_a_metric_keeps_its_network_in_float32():
     assert all(b.dtype is torch.float32 for k, b in fused.named_buffers() if ".folded_" in k)
 
 
+def test_norms_with_their_relu_train_fused_with_frozen_statistics(fused_calls):  # noqa: F811
+    """timm's BatchNormAct2d, in evaluation mode while the rest of the network trains."""
+    model = copy.deepcopy(made("timm-v3")).double()
+    fused = fuse(model, differentiable=True)
+    input = small("timm-v3").double()
+    for net in (model, fused):
+        net.train()
+        for norm in net.modules():
+            if isinstance(norm, (nn.BatchNorm2d, nn.Dropout)):
+                norm.eval()
+        net(input).square().mean().backward()
+    assert fused_calls.took() == running("timm-v3")
+    for ours, theirs in zip(fused.parameters(), model.parameters(), strict=True):
+        assert (ours.grad - theirs.grad).abs().max() <= 1e-9 * theirs.grad.abs().max()
+
+
 @every_package
 def test_training_and_gradients_run_the_original(name, fused_calls):  # noqa: F811
     model = copy.deepcopy(made(name)).requires_grad_()

@@ -91,22 +91,33 @@ def test_one_live_norm_is_enough_and_named(fused_calls):  # noqa: F811
     assert "second  fused as inception_c" in str(report(fused))
 
 
-def test_an_optimizer_is_followed_into_evaluation(fused_calls):  # noqa: F811
-    model = freeze(network())
-    fused = freeze(fuse(model, differentiable=True))
+@pytest.mark.parametrize("mode", [freeze, nn.Module.eval], ids=["training", "evaluation"])
+@pytest.mark.parametrize("counted", [True, False])
+def test_an_optimizer_is_followed_into_inference(mode, counted, fused_calls):  # noqa: F811
+    """Also one whose writes PyTorch does not count, and without a call of `eval()` behind it."""
+    model = mode(network())
+    fused = mode(fuse(model, differentiable=True))
     x = images()
-    optimizers = [torch.optim.SGD(m.parameters(), lr=0.05) for m in (fused, model)]
-    for _ in range(3):
+    optimizers = [
+        torch.optim.SGD(m.parameters(), lr=0.05, foreach=False, fused=not counted)
+        for m in (fused, model)
+    ]
+    for _ in range(2):
         for m, optimizer in zip((fused, model), optimizers, strict=True):
             step(m, x)
+            with torch.no_grad():
+                m(x)  # between the forward that recorded and the step
+            version = next(m.parameters())._version
             optimizer.step()
-    assert fused_calls.took() == 6
+            assert (next(m.parameters())._version > version) == counted
+        with torch.no_grad():
+            assert_close(fused(x), model(x), 1e-4)
+    assert fused_calls.took() == 12
     with torch.no_grad():
-        # In training mode still, and then in evaluation mode.
-        assert_close(fused(x), model(x), 1e-4)
-        assert fused_calls.took() == 2
         assert_close(fused.eval()(x), model.eval()(x), 1e-4)
-        assert fused_calls.took() == 2
+    assert fused_calls.took() == 2
+    # From here on nothing is folded again.
+    assert not fused.first._has_recorded
 
 
 def test_a_forward_that_is_another_in_training_mode_is_not_fused():

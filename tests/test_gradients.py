@@ -140,6 +140,8 @@ def test_gradients_repeat_bitwise(case: OpCase, dtype, device: str, deterministi
 @every_case
 def test_gradients_of_channels_last_are_channels_last(case: OpCase, dtype, device: str):
     """Of parameters, where they accumulate, and of activations on their way to the layer before."""
+    if (device, dtype) == ("cuda", torch.float64):
+        pytest.skip("PyTorch runs cuDNN in contiguous order for float64")
     inputs = case.random(case.small, dtype, device)
     operands = leaves(inputs)
     passed: list[torch.Tensor] = []
