@@ -14,7 +14,6 @@ import json
 import math
 import os
 import re
-import resource
 import signal
 import statistics
 import subprocess
@@ -33,6 +32,7 @@ from fused_inception.models.torchvision_import import import_torchvision
 for _module in ("PIL", "matplotlib", "rich"):
     pytest.importorskip(_module)
 Image = pytest.importorskip("PIL.Image")
+resource = pytest.importorskip("resource")  # not on Windows
 data = pytest.importorskip("fused_inception.training.data")
 
 from fused_inception.training.averaging import RunningMean  # noqa: E402
@@ -555,6 +555,7 @@ def test_a_write_that_fails_leaves_the_file_before(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_full_disk_leaves_the_checkpoint_before(
     train, train_error, tmp_path, finished, monkeypatch
 ):
