@@ -24,7 +24,7 @@ SIGNATURES = {
     "grid_reduction": "(input, weight, bias, *, pool='max', activation='relu', backend='auto')",
     "conv2d_act": "(input, weight, bias, *, stride=1, padding=0, activation='relu', "
     "backend='auto')",
-    "fuse": "(model, *, inplace=False, filter_fn=None, strict=False)",
+    "fuse": "(model, *, inplace=False, filter_fn=None, strict=False, differentiable=False)",
     "report": "(model)",
     "refresh": "(model)",
     "available_backends": "()",

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import re
-import resource
 import signal
 import statistics
 import subprocess
@@ -33,6 +32,7 @@ from fused_inception.models.torchvision_import import import_torchvision
 for _module in ("PIL", "matplotlib", "rich"):
     pytest.importorskip(_module)
 Image = pytest.importorskip("PIL.Image")
+resource = pytest.importorskip("resource")  # not on Windows
 data = pytest.importorskip("fused_inception.training.data")
 
 from fused_inception.training.averaging import RunningMean  # noqa: E402
@@ -150,7 +150,7 @@ def curve(output):
 class Noise:
     """Images without files."""
 
-    name = "noise"
+    name = identity = "noise"
 
     def __init__(self, count, classes=3, pixels=21):
         self.classes = tuple(map(str, range(classes)))
@@ -555,6 +555,7 @@ def test_a_write_that_fails_leaves_the_file_before(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_full_disk_leaves_the_checkpoint_before(
     train, train_error, tmp_path, finished, monkeypatch
 ):
@@ -637,11 +638,12 @@ def test_a_checkpoint_of_another_run(train_error, tmp_path, finished, arguments,
     assert (finished / "steps.csv").read_bytes() == before
 
 
-def test_a_checkpoint_on_other_images(train_error, finished, tmp_path):
-    other = write_images(tmp_path / "images")
-    assert re.search(
-        "was made with images '.*', got '.*'", train_error(finished, "--resume", images=other)
-    )
+def test_a_checkpoint_on_other_images(train, train_error, finished, tmp_path):
+    other = write_images(tmp_path / "images", (("train", IMAGES + 1), ("val", 6)))
+    error = train_error(finished, "--resume", images=other)
+    assert re.search("was made with training images '24 images, .*got '25 images", error)
+    (other / "train" / "dark" / "24.png").unlink()
+    assert train(finished, "--resume", images=other)[0] == 0  # the same in another place
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,10 @@ def run(args: argparse.Namespace) -> int:
     device = _device(args.device)
     if args.sync_batch_norm and device.type != "cuda":
         raise CliError("--sync-batch-norm runs on GPUs only; --micro-batches 1 in one process")
+    torch.backends.cudnn.benchmark = not args.deterministic
     if args.deterministic:
-        _be_deterministic()
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
     processes = Processes.join(device)
     try:
         with _Signals() as signals:
@@ -82,12 +84,6 @@ def _device(name: str) -> torch.device:
             device = resolve_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
         torch.cuda.set_device(device)
     return device
-
-
-def _be_deterministic() -> None:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
 
 
 class _Signals:
@@ -131,7 +127,6 @@ def _train(
             args.workers, args.skip_corrupt, lambda line: console.print(f"skipped: {line}")
         ),
         weights=None if args.resume else args.weights,
-        sync_batch_norm=args.sync_batch_norm,
     )
     if recipe.ops == "fused" and processes.writes:
         _say_what_is_fused(trainer)
@@ -254,6 +249,8 @@ def _progress(shown: bool, trainer: Trainer) -> Iterator[Callable[[Step], None]]
         TimeRemainingColumn(),
         console=console,
         transient=True,
+        # Epochs belong to standard output, also where that is a file.
+        redirect_stdout=sys.stdout.isatty(),
     ) as progress:
         total = trainer.recipe.epochs * trainer.steps_per_epoch
         task = progress.add_task("starting", total=total, completed=trainer.step)

@@ -50,11 +50,13 @@ class LabelledImages(Protocol):
     """A set of images with labels.
 
     Attributes:
-        name: of the set, for messages and the checkpoint.
+        name: of the set, for messages.
+        identity: tells it from other sets, wherever it is.
         classes: their names, by label.
     """
 
     name: str
+    identity: str
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -99,7 +101,7 @@ class Digits:
             chosen[of_class[_TEST_EVERY - 1 :: _TEST_EVERY]] = True
         if train:
             chosen = ~chosen
-        self.name = "digits"
+        self.name = self.identity = "digits"
         self.classes = tuple(map(str, range(10)))
         self._images = images[chosen]
         self._labels = labels[chosen].tolist()
@@ -167,6 +169,8 @@ class Folder:
         self.name = os.path.abspath(root)
         self.classes = tuple(found.classes)
         self._samples: list[tuple[str, int]] = found.samples
+        paths = [os.path.relpath(path, folder) for path, _ in self._samples]
+        self.identity = f"{len(paths)} images, {derive_seed(*paths):016x} by their names"
         self._pixels = pixels
 
     def __len__(self) -> int:

@@ -65,6 +65,7 @@ class Recipe:
         dropout: probability in front of the last layer.
         batch_norm: "live", statistics of the micro-batch; "frozen", the running ones, which do not
             change. gamma and beta are trained in either case.
+        sync_batch_norm: whether live statistics are those of all processes together, on GPUs.
         ops: "unfused", PyTorch's own; "fused", those of `fuse(differentiable=True)`, wherever no
             live BatchNorm is in between.
         epochs: passes over the training images.
@@ -96,6 +97,7 @@ class Recipe:
     aux_heads: int = 1
     dropout: float = 0.5
     batch_norm: str = "live"
+    sync_batch_norm: bool = False
     ops: str = "unfused"
     epochs: int = 100
     batch_size: int = 32

@@ -105,7 +105,6 @@ class Trainer:
         loading: of the images.
         weights: a path or a state dict to begin with; layers that have other classes there, and
             auxiliary heads that it lacks, keep the weights they were drawn with.
-        sync_batch_norm: whether live statistics are those of all processes together.
 
     Attributes:
         recipe: as given.
@@ -131,7 +130,6 @@ class Trainer:
         processes: Processes = Processes(),  # noqa: B008
         loading: Loading = Loading(),
         weights: Weights | None = None,
-        sync_batch_norm: bool = False,
     ) -> None:
         _check(recipe, train, test, processes)
         self.recipe = recipe
@@ -154,7 +152,7 @@ class Trainer:
         model: nn.Module = network
         if weights is not None:
             _load_weights(model, weights)
-        if sync_batch_norm:
+        if recipe.sync_batch_norm:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         # oneDNN takes longer over channels_last in narrow layers, forward and backward. The cast:
         # the annotations of `to` do not know memory formats.
@@ -320,9 +318,8 @@ class Trainer:
 
     def _data(self) -> dict[str, object]:
         return {
-            "images": self.train.name,
             "classes": list(self.train.classes),
-            "number of training images": len(self.train),
+            "training images": self.train.identity,
         }
 
     def _measure_statistics(self) -> None:
