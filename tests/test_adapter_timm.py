@@ -10,7 +10,7 @@ from torch import nn
 from fused_inception.fuse import fuse, report
 from tests.adapter_cases import floats, kinds, made, module, timm
 from tests.adapter_properties import AdapterProperties, assert_agree, running, small
-from tests.test_fuse import fused_calls, randomize  # noqa: F401
+from tests.test_fuse import randomize
 
 
 class TestInceptionV3(AdapterProperties):
@@ -56,7 +56,7 @@ def test_timm_with_other_layers_is_left_alone(options, reason):
         fuse(model, strict=True)
 
 
-def test_norms_with_their_relu_train_fused_with_frozen_statistics(fused_calls):  # noqa: F811
+def test_norms_with_their_relu_train_fused_with_frozen_statistics(fused_calls):
     """timm's BatchNormAct2d, in evaluation mode while the rest of the network trains."""
     model = copy.deepcopy(made("timm-v3")).double()
     fused = fuse(model, differentiable=True)

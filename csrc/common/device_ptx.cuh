@@ -193,13 +193,16 @@ __device__ __forceinline__ uint32_t map_rank(uint32_t address, int rank) {
   return mapped;
 }
 
-// The barrier of all threads of the cluster (9.7.13.3), in two halves. What a thread did before it
-// arrives is visible to whoever has waited.
+// The barrier of all threads of the cluster (9.7.13.3), in two halves. Whole warps call them; lanes
+// that come early wait for the others of their warp. What a thread did before it arrives is visible
+// to whoever has waited.
 __device__ __forceinline__ void cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+  __syncwarp();
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 __device__ __forceinline__ void cluster_wait() {
-  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+  __syncwarp();
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 // Arrives at an mbarrier of the cluster. It says that operations of the async proxy are done, such

@@ -232,6 +232,10 @@ void copy_box(const char* primitive,
   block().maybe_yield();
 }
 
+bool gathered(Block&, int, void* const*) {
+  return true;
+}
+
 // A plain access to another block of the cluster, of four bytes.
 char* touch_remote(const char* primitive, bool write, uint32_t address, int site) {
   Block& b = block();
@@ -412,12 +416,14 @@ uint32_t map_rank(uint32_t address, int rank) {
 void cluster_arrive(Site site) {
   if (emulator::skipped(emulator::site_number(site), "cluster_arrive")) return;
   current_block()->maybe_yield();
+  current_block()->collective("cluster_arrive", site, 0, nullptr, emulator::gathered);
   current_block()->arrive_cluster();
 }
 
 void cluster_wait(Site site) {
   const int number = emulator::site_number(site);
   if (emulator::skipped(number, "cluster_wait")) return;
+  current_block()->collective("cluster_wait", site, 0, nullptr, emulator::gathered);
   current_block()->wait_cluster(number);
 }
 

@@ -32,7 +32,8 @@ constexpr int kMbarriers = 64;  // of a block
 
 class HappensBefore {
  public:
-  HappensBefore(int threads, int blocks);
+  // Where nothing is judged by it, no clocks are kept.
+  HappensBefore(int threads, int blocks, bool judged);
 
   Actor thread_actor(int thread) const { return thread; }
   Actor copy_actor(int thread) const { return threads_count_ + thread; }
@@ -95,7 +96,7 @@ class HappensBefore {
 
   // Whether operation `epoch` of `actor` was released.
   bool released(const Release& from, Actor actor, Epoch epoch) const {
-    return epoch <= (*from.clock_)[static_cast<size_t>(actor)];
+    return !judged_ || epoch <= (*from.clock_)[static_cast<size_t>(actor)];
   }
 
   // Operations of `actor` up to `epoch` are released.
@@ -114,6 +115,7 @@ class HappensBefore {
 
   int threads_count_;  // of all blocks
   int blocks_;
+  bool judged_;
   std::vector<State> threads_;
   // The last join: threads of a warp mostly repeat it.
   std::shared_ptr<const Clock> joined_base_, joined_from_, joined_;
