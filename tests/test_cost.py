@@ -13,7 +13,7 @@ from torch import nn
 pytest.importorskip("rich")
 
 from fused_inception.analysis import analyze
-from fused_inception.cli import main
+from fused_inception.cli import cost, main
 from fused_inception.cli.cost import collect, depth, markdown
 from fused_inception.cli.main import COST_PARTS
 from fused_inception.models import (
@@ -255,7 +255,7 @@ def billions_of(row, width, n=7, **options):
         return analyze(model.eval(), torch.empty(1, 3, 299, 299)).total.macs / 1e9
 
 
-@pytest.mark.parametrize("index", [0, 7, 10])
+@pytest.mark.parametrize("index", [0, 7])
 def test_the_widths_are_those_of_networks_that_have_the_paper_s_figures(info, index):
     assert len(info["widths"]) == 12
     row = info["widths"][index]
@@ -334,7 +334,8 @@ def test_batch_and_dtype_are_the_options(info, cli):
         assert two["fused_bytes"] > 2 * weights
 
 
-def test_tables_name_everything(cli):
+def test_tables_name_everything(cli, info, monkeypatch):
+    monkeypatch.setattr(cost, "collect", lambda *args: info)
     code, out, err = cli()
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 100

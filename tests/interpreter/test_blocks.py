@@ -198,12 +198,11 @@ def test_auto_never_picks_the_interpreter(kind, monkeypatch: pytest.MonkeyPatch)
 @every_block
 def test_an_image_does_not_depend_on_its_batch(kind, precision):
     dtype, _ = precision
-    x, convs = images(4, dtype=dtype), make_convs(kind, dtype)
+    x, convs = images(3, dtype=dtype), make_convs(kind, dtype)
     whole = run(kind, x, convs)
-    for i in (0, 3):
-        nchw = x[i : i + 1].contiguous()
-        assert torch.equal(run(kind, nchw, convs), whole[i : i + 1])
-    order = torch.tensor([3, 1, 1])
+    nchw = x[1:2].contiguous()
+    assert torch.equal(run(kind, nchw, convs), whole[1:2])
+    order = torch.tensor([2, 0])
     assert torch.equal(run(kind, x[order], convs), whole[order])
 
 

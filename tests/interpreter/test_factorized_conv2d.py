@@ -88,7 +88,7 @@ def test_shapes_at_random(precision, form: str, request: pytest.FixtureRequest):
     side, channels = st.integers(1, 20), st.integers(1, 70)
 
     @hypothesis.seed(zlib.crc32(request.node.name.encode()))
-    @hypothesis.settings(max_examples=10, deadline=None, database=None)
+    @hypothesis.settings(max_examples=6, deadline=None, database=None)
     @hypothesis.given(
         st.builds(
             PairShape,
