@@ -454,8 +454,8 @@ class FusionReport:
         replaced: (qualified name, kind) of the blocks, units and layers that run fused.
         skipped: (qualified name, reason) of those that do not.
         launches: (qualified name, (fewest, most)) kernels that each of `replaced` launches in a
-            forward in evaluation mode on the "triton" backend; which of the numbers it is depends
-            on the shape. Without those that run in training only.
+            forward in evaluation mode on a GPU; which of the numbers it is depends on the shape.
+            Without those that run in training only.
         batch_dependent: (qualified name, reason) of what may make an image's result depend on the
             images around it.
     """
