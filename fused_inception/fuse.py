@@ -551,8 +551,8 @@ class FusionReport:
         unfused: (qualified name, reason) of those of `replaced` that run unfused as long as they
             are in the mode in which they are now.
         launches: (qualified name, (fewest, most)) kernels that each of `replaced` launches in a
-            forward in evaluation mode on the "triton" backend; which of the numbers it is depends
-            on the shape. Without those that run in training only.
+            forward in evaluation mode on a GPU; which of the numbers it is depends on the shape.
+            Without those that run in training only.
         batch_dependent: (qualified name, reason) of what may make an image's result depend on the
             images around it.
     """

@@ -70,7 +70,7 @@ class FusedBlockSpec(NamedTuple):
         weight_names, bias_names: of the tensors in its `BlockWeights`.
         pack: makes these from the convolutions of all roles.
         forward: called as `forward(input, weights, **options)`.
-        launches: the fewest and the most kernels that a forward launches on "triton".
+        launches: the fewest and the most kernels that a forward on a GPU launches.
         input_dims: of the tensors that it takes.
     """
 

@@ -160,9 +160,9 @@ def conv2d_act(
     Note:
         float16 and bfloat16 accumulate in float32. float32 follows
         `torch.backends.cudnn.conv.fp32_precision`: "tf32" rounds operands to nearest, anything else
-        is IEEE. On "triton" an image's result is bitwise independent of the batch around it.
-        Differentiable, twice. Up to 8 channels, as an image has, are read from any strides without
-        a copy on "triton".
+        is IEEE. On "triton" and "cuda" an image's result is bitwise independent of the batch around
+        it. Differentiable, twice. On "triton" up to 8 channels, as an image has, are read from any
+        strides without a copy.
     """
     checks.check_tensors(NAME, input=input, weight=weight, bias=bias)
     checks.check_options(NAME, activation=activation, backend=backend)

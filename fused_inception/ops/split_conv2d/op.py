@@ -173,8 +173,8 @@ def split_conv2d(
     Note:
         float16 and bfloat16 accumulate in float32. float32 follows
         `torch.backends.cudnn.conv.fp32_precision`: "tf32" rounds operands to nearest, anything else
-        is IEEE. On "triton" an image's result is bitwise independent of the batch around it.
-        Differentiable, twice.
+        is IEEE. On "triton" and "cuda" an image's result is bitwise independent of the batch around
+        it. Differentiable, twice.
 
     Source:
         Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2015), figure
