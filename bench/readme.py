@@ -1,7 +1,9 @@
-"""The results section of README.md, made from the result file that the section names.
+"""The results sections of README.md and docs/adapters.md, made from the result files they name.
 
     python -m bench.readme --check               does the section agree with its file?
     python -m bench.readme --write [FILE.json]   write it anew, from another file if one is given
+
+With `--page docs/adapters.md` that of the networks of other packages, else that of the README.
 
 Of a result from a CPU only ratios are shown.
 """
@@ -20,6 +22,8 @@ from bench.environment import ROOT, BenchError
 from bench.results import Document, Row
 
 README = ROOT / "README.md"
+ADAPTERS = ROOT / "docs" / "adapters.md"
+_SEVERAL = " Of several shapes: the geometric mean, and the range."
 _BEGIN = "<!-- results: {} -->"
 _END = "<!-- end of results -->"
 _SECTION = re.compile(r"<!-- results: (\S+) -->\n(.*?)<!-- end of results -->", re.S)
@@ -41,9 +45,35 @@ def section(document: Document, source: str) -> str:
         "",
     ]  # fmt: skip
     lines += _gpu_table(document) if on_gpu else _cpu_table(document)
-    lines += ["", _provenance(document, source)]
+    lines += ["", _provenance(document, source, "docs/benchmarks.md")]
     if on_gpu:
         lines += ["", *_targets(document)]
+    return "\n".join(lines) + "\n"
+
+
+def adapters_section(document: Document, source: str) -> str:
+    """The section of docs/adapters.md for a result of the suite "adapters".
+
+    Args:
+        document: the result.
+        source: its path from the root of the repository.
+    """
+
+    def as_it_is(row: Row) -> str:
+        theirs = results.median_us(row, "P0")
+        return "–" if theirs is None else f"{theirs / results.median_us(row, row['ours']):.2f}×"
+
+    rows = sorted(results.timed_rows(document), key=lambda row: row["batch"])
+    order = list(dict.fromkeys(row["op"] for row in rows))
+    rows.sort(key=lambda row: order.index(row["op"]))
+    lines = _table(
+        ("network", "images", "over the package's own", "over that with BatchNorm folded"),
+        [
+            (f"`{row['op']}`", str(row["batch"]), as_it_is(row), _over([row], "ratio_p1"))
+            for row in rows
+        ],
+    )
+    lines += ["", _provenance(document, f"../{source}", "benchmarks.md")]
     return "\n".join(lines) + "\n"
 
 
@@ -111,18 +141,18 @@ def _gpu_table(document: Document) -> list[str]:
     )
 
 
-def _provenance(document: Document, source: str) -> str:
+def _provenance(document: Document, source: str, how: str) -> str:
     device, code, versions = (document[key] for key in ("device", "code", "versions"))
     threads = f", {device['threads']} thread(s)" if device["kind"] == "cpu" else ""
     commit = f", commit {code['commit'][:12]}" if code["commit"] else ""
     dirty = " with changes" if code["dirty"] else ""
-    several = " Of several shapes: the geometric mean, and the range."
+    several = "" if how == "benchmarks.md" else _SEVERAL
     dates = sorted(session["date"][:10] for session in document["sessions"])
     commands = list(dict.fromkeys(session["command"] for session in document["sessions"]))
     return (
         f"{device['name']}{threads}, torch {versions['torch']}{commit}{dirty}, {dates[-1]}; "
         f"[{Path(source).name}]({source}), made by {', '.join(f'`{c}`' for c in commands)}. "
-        f"[docs/benchmarks.md](docs/benchmarks.md) says how.{several}"
+        f"[{how}]({how}) says how.{several}"
     )
 
 
@@ -136,61 +166,70 @@ def _targets(document: Document) -> list[str]:
     )
 
 
-def current(text: str) -> tuple[str, str]:
-    """The path that a README's section names, and the section.
+def current(text: str, page: str = "README.md") -> tuple[str, str]:
+    """The path that a page's section names, and the section.
 
     Raises:
         BenchError: there is not exactly one section.
     """
     found = _SECTION.findall(text)
     if len(found) != 1:
-        raise BenchError(f"README.md has {len(found)} results sections, takes one")
+        raise BenchError(f"{page} has {len(found)} results sections, takes one")
     source, content = found[0]
     return source, content
 
 
-def updated(text: str, source: str | None = None, root: Path = ROOT) -> str:
-    """A README with its section made anew.
+def updated(
+    text: str,
+    source: str | None = None,
+    root: Path = ROOT,
+    make: Callable[[Document, str], str] = section,
+) -> str:
+    """A page with its section made anew.
 
     Args:
-        text: the README.
+        text: the page.
         source: the result file from the root of the repository; by default the one that is named.
         root: of the repository.
+        make: the section of a result.
 
     Raises:
         BenchError: there is no section, or the file is no result.
     """
     source = source or current(text)[0]
-    content = section(results.load(root / source), source)
+    content = make(results.load(root / source), source)
     replacement = f"{_BEGIN.format(source)}\n{content}{_END}"
     current(text)
     return _SECTION.sub(lambda _: replacement, text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, 1 when README and result file disagree, 2 after an error."""
+    """Returns 0, 1 when page and result file disagree, 2 after an error."""
     parser = argparse.ArgumentParser(prog="python -m bench.readme")
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--check", action="store_true", help="compare, write nothing")
     action.add_argument("--write", nargs="?", const="", metavar="FILE.json", help="write it anew")
+    pages = {"README.md": (README, section), "docs/adapters.md": (ADAPTERS, adapters_section)}
+    parser.add_argument("--page", choices=pages, default="README.md", help="whose section")
     args = parser.parse_args(argv)
+    page, make = pages[args.page]
     try:
-        text = README.read_text(encoding="utf-8")
+        text = page.read_text(encoding="utf-8")
         source = None
         if args.write:
             path = Path(args.write).resolve()
             if not path.is_relative_to(ROOT):
                 raise BenchError(f"{args.write} is not in this repository")
             source = path.relative_to(ROOT).as_posix()
-        new = updated(text, source)
+        new = updated(text, source, make=make)
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.check:
         if new != text:
-            print("README.md and its result file disagree: python -m bench.readme --write")
+            print(f"{args.page} and its result file disagree: write it anew with --write")
         return int(new != text)
-    README.write_text(new, encoding="utf-8")
+    page.write_text(new, encoding="utf-8")
     return 0
 
 

@@ -810,7 +810,8 @@ def _check_questions(block: nn.Module) -> None:
         while pending:
             function = inspect.unwrap(pending.pop())
             code = getattr(function, "__code__", None)
-            if code is None or code in seen or function.__module__.startswith("torch."):
+            # Code that was executed from text may have no module.
+            if code is None or code in seen or (function.__module__ or "").startswith("torch."):
                 continue
             seen.add(code)
             inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]

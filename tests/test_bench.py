@@ -20,12 +20,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from bench import environment, harness, peers, results, targets
+from bench import adapters, environment, harness, peers, results, targets
 from bench.environment import BenchError
 from bench.harness import SUITES, Case, Policy, Run
 from bench.timers import HostTimer
 from fused_inception import testing
+from tests import adapter_cases
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -750,3 +752,41 @@ def test_the_scripts_run_alone(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("[1/1] split_conv2d/n1-8x8-384-384+384-row3col3/float32: aten")
     assert results.load(path)["sessions"][0]["command"].startswith("python -m bench.split_conv2d")
+
+
+# ------------------------------------------------------------------------------------ packages
+
+
+def test_the_networks_of_other_packages_run_only_where_they_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert "adapters" not in SUITES
+    for package in ("timm", "torch_fidelity"):
+        adapter_cases.module(package)
+    monkeypatch.setitem(adapters.NETWORKS, "pytorch-fid", "no_such_package")
+    cases = harness.load_cases(["adapters"], CPU, batches=[1])
+    assert [case.op for case in cases] == [n for n in adapters.NETWORKS if n != "pytorch-fid"]
+    assert "pytorch-fid is left out, no_such_package is not installed" in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_the_peer_of_a_network_has_its_batch_norms_folded():
+    model = adapter_cases.made("timm-v3")
+    folded = peers.fold_units(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    x = adapter_cases.floats((75, 75))
+    want = model(x)
+    assert (folded(x) - want).abs().max() <= 2e-5 * want.abs().max()
+
+
+def test_a_network_of_another_package_is_a_row(monkeypatch: pytest.MonkeyPatch):
+    adapter_cases.module("pytorch_fid")
+    monkeypatch.setattr(adapters, "IMAGE_SIZE", 75)
+    (case,) = harness.load_cases(["adapters"], CPU, batches=[1], only="pytorch-fid")
+    policy = Policy(rounds=1, without=frozenset({"P3"}))
+    row = harness.measure(case, CPU, HostTimer(sample_seconds=0.0), policy, 0)
+    assert row["status"] == "ok", row.get("error")
+    assert row["label"] == "pytorch-fid/n1-75x75/float32"
+    assert set(row["times"]) == {"fused", "P0", "P1"}
+    assert row["command"].startswith("python -m bench adapters --device cpu --batch 1")

@@ -17,6 +17,48 @@ def test_the_readme_agrees_with_its_result_file():
     assert readme.updated(TEXT) == TEXT, "python -m bench.readme --write"
 
 
+def test_the_page_of_other_packages_agrees_with_its_result_file():
+    text = readme.ADAPTERS.read_text(encoding="utf-8")
+    want = readme.updated(text, make=readme.adapters_section)
+    assert want == text, "python -m bench.readme --page docs/adapters.md --write"
+    assert readme.main(["--check", "--page", "docs/adapters.md"]) == 0
+    _, content = readme.current(text)
+    assert not any(unit in content for unit in ("µs", " ms", "TFLOP", "images/s"))
+
+
+def test_the_table_of_other_packages(tmp_path: Path):
+    def row(op: str, batch: int, theirs: float, status: str = "ok") -> results.Row:
+        times = {
+            name: {"eager": {"rotated": {"median_us": time}}}
+            for name, time in (("fused", 10.0), ("P0", theirs))
+        }
+        return {
+            "op": op, "batch": batch, "status": status, "ours": "fused", "times": times,
+            "dtype": "float32", "shape": "299x299", "session": 0, "derived": {"ratio_p1": 1.5},
+        }  # fmt: skip
+
+    document = {
+        **results.new_document(
+            {
+                "device": {"kind": "cpu", "name": "Fake CPU", "threads": 1},
+                "code": {"commit": "a" * 40, "dirty": False, "sources": ""},
+                "versions": {"torch": "2.13.0"},
+            }
+        ),
+        "sessions": [{"date": "2030-01-02T03:04:05", "command": "python -m bench adapters"}],
+        "rows": [row("timm:x", 8, 20.0), row("fid", 1, 30.0), row("timm:x", 1, 25.0)],
+    }
+    document["rows"].append(row("broken", 1, 1.0, "failed"))
+    lines = readme.adapters_section(document, "bench/results/r.json").splitlines()
+    assert lines[2:5] == [
+        "| `fid` | 1 | 3.00× | 1.50× |",
+        "| `timm:x` | 1 | 2.50× | 1.50× |",
+        "| `timm:x` | 8 | 2.00× | 1.50× |",
+    ]
+    assert "broken" not in "".join(lines)
+    assert "[r.json](../bench/results/r.json), made by `python -m bench adapters`" in lines[-1]
+
+
 def test_the_command_checks_too(capsys, monkeypatch, tmp_path: Path):
     assert readme.main(["--check"]) == 0
     changed = tmp_path / "README.md"
