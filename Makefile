@@ -1,7 +1,7 @@
 # The front door. Every target does the set-up it needs: python3 (3.10 or later) and make are enough.
 #   HOST_PYTHON  the interpreter that .venv is made with
 #   PYTHON       `make gpu` and `make sanitize`: an interpreter that has torch, triton and pytest
-#   PIECE        `make gpu`: exact, cuda, emulator, sm90, tests, sanitize, bench or a single bench instead of all
+#   PIECE        `make gpu`: exact, cuda, emulator, sm90, tests, sanitize, bench, a single bench or profile instead of all
 #   BUDGET       `make gpu` and `make sanitize`: seconds after which to stop; the next call goes on
 #   GPU_OPTIONS  `make gpu` and `make sanitize`: further options, such as --device cpu
 #   WORKERS      test processes at a time

@@ -45,7 +45,9 @@ TESTS = {
 }
 # What `bench.sm90` measures on Hopper.
 OPEN = "sm90_times"
-PIECES = (*TESTS, "sanitize", OPEN, *SUITES)
+# Nsight Compute over what misses its target by then.
+PROFILE = "profile"
+PIECES = (*TESTS, "sanitize", OPEN, *SUITES, PROFILE)
 GROUPS = {
     "all": PIECES,
     "bench": SUITES,
@@ -90,6 +92,11 @@ class Driver:
         device = ["--device", str(self.device), "--budget", f"{seconds:.0f}"]
         if piece == "sanitize":
             return [*python, "bench.sanitize", *device, "--folder", str(self.folder / "sanitize")]
+        if piece == PROFILE:
+            return [
+                *python, "bench.profile", *device, "--folder", str(self.folder / PROFILE),
+                "--result", str(self.folder / "all.json"),
+            ]  # fmt: skip
         if piece == OPEN:
             return [*python, "bench.sm90", *device, "--output", str(self.folder / f"{OPEN}.json")]
         return [
@@ -104,6 +111,9 @@ class Driver:
         Returns:
             "done", "failed" (it ended, and not well) or "left".
         """
+        if piece == PROFILE and self.merge() is None:
+            print("profile: no bench has measured anything yet", flush=True)
+            return "done"
         in_vain = 0
         while in_vain < _IN_VAIN:
             seconds = self.piece_seconds
@@ -127,8 +137,8 @@ class Driver:
     def _done(self, piece: str) -> int:
         if piece in TESTS:
             return len(resume.read(self.outcomes))
-        if piece == "sanitize":
-            path = self.folder / "sanitize" / "sanitize.json"
+        if piece in ("sanitize", PROFILE):
+            path = self.folder / piece / f"{piece}.json"
             return len(json.loads(path.read_text())) if path.exists() else 0
         path = self.folder / f"{piece}.json"
         if piece == OPEN:
@@ -262,6 +272,9 @@ def main(argv: list[str] | None = None) -> int:
         path = RESULTS / name / ("all-quick.json" if args.quick else "all.json")
         results.save(document, path)
         print(f"written: {path}")
+        profiles = folder / PROFILE / "profile.json"
+        if profiles.exists():
+            shutil.copy(profiles, path.with_name("profile.json"))
     return summarize(driver, states, document)
 
 

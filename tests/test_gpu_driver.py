@@ -230,6 +230,17 @@ def test_without_a_gpu_it_says_so(capsys):
     assert "there is no GPU here" in capsys.readouterr().err
 
 
+def test_what_misses_its_target_is_profiled_last(driver: Driver, calls, capsys):
+    assert gpu.PIECES[-1] == gpu.PROFILE
+    assert driver.run(gpu.PROFILE, None) == "done"
+    assert "no bench has measured anything yet" in capsys.readouterr().out
+    command = " ".join(driver.command(gpu.PROFILE, 100))
+    assert (
+        f"-m bench.profile --device cuda --budget 100 --folder {driver.folder}/profile" in command
+    )
+    assert command.endswith(f"--result {driver.folder}/all.json")
+
+
 def test_an_unknown_piece_is_refused(capsys):
     assert gpu.main(["--device", "cpu", "--piece", "pair"]) == 2
     assert "--piece takes all, bench, exact, cuda, emulator, sm90," in capsys.readouterr().err
