@@ -1,6 +1,6 @@
 """The fused blocks, and networks of them, on the Triton backend, run by the interpreter.
 
-Left out: real widths (minutes here); the network has a sixteenth of Inception V3's channels and the
+Left out: real widths (minutes here); the network has an eighth of Inception V3's channels and the
 smallest image that it takes.
 """
 
@@ -294,7 +294,7 @@ def test_on_auto_a_step_has_the_backend_of_its_op(called, monkeypatch: pytest.Mo
 
 # A whole network.
 
-DIVISOR = 16
+DIVISOR = 8
 
 
 def narrow_conv(channels: int, filters: int, **options) -> BasicConv2d:
@@ -305,7 +305,7 @@ def narrow_conv(channels: int, filters: int, **options) -> BasicConv2d:
 
 @pytest.fixture
 def narrow_network(monkeypatch: pytest.MonkeyPatch):
-    """(unfused, fused) Inception V3 of a sixteenth of the width, the fused one on "triton"."""
+    """(unfused, fused) Inception V3 of an eighth of the width, the fused one on "triton"."""
     model = InceptionV3(
         num_classes=10,
         aux_logits=False,
@@ -350,12 +350,11 @@ def test_a_whole_network_agrees_with_the_unfused_one(narrow_network):
 def test_features_and_logits_do_not_depend_on_the_batch(narrow_network):
     """Bitwise the same alone, in two, in four, and in any place.
 
-    In one precision; each block by itself is held to it in all of them above, the linear layer and
-    the pools in their file.
+    In float32, where no rounding of the result hides another order of the sum. Each block by itself
+    is held to it in all precisions above, the linear layer and the pools in their file.
     """
     _, network = narrow_network
-    network.half()
-    x = photographs(torch.float16)
+    x = photographs(torch.float32)
     whole = features_and_logits(network, x)
     assert all(torch.unique(part, dim=0).shape[0] == 4 for part in whole)
     for order in ([2], [3, 1]):

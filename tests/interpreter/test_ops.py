@@ -7,6 +7,7 @@ refuses it), and the largest maps of Inception V3, which take minutes here.
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 
 import pytest
@@ -207,16 +208,16 @@ def test_an_empty_batch_gives_an_empty_map(case: OpCase):
 @pytest.mark.usefixtures("sequential_product")
 @every_case
 def test_an_image_does_not_depend_on_its_batch(case: OpCase, precision):
+    """With more channels than a block of K has, where there may be: their order is part of it."""
     dtype, _ = precision
-    shape = with_batch(case.small, 7)
+    shape = with_batch(case.small, 4)
+    if not case.name.endswith("few"):
+        shape = dataclasses.replace(shape, c_in=70)
     inputs = case.random(shape, dtype)
     whole = run(case, shape, inputs)
-    for i in range(7):
-        part = inputs._replace(input=inputs.input[i : i + 1])
-        assert torch.equal(run(case, with_batch(shape, 1), part), whole[i : i + 1])
-    order = torch.tensor([3, 0, 6, 6, 1])
-    part = inputs._replace(input=inputs.input[order])
-    assert torch.equal(run(case, with_batch(shape, 5), part), whole[order])
+    for order in ([0], [3], [2, 0, 0]):
+        part = inputs._replace(input=inputs.input[order])
+        assert torch.equal(run(case, with_batch(shape, len(order)), part), whole[order])
 
 
 @pytest.mark.usefixtures("sequential_product")
