@@ -377,8 +377,8 @@ class InceptionBlocks:
         c: called as `InceptionC` is.
         d: called as `InceptionD` is.
         e: called as `InceptionE` is.
-        aux: called as `InceptionAux` is. If it has an attribute `min_grid_size`, training refuses
-            images that come to it as a smaller grid.
+        aux: called as `InceptionAux` is, with `width` where it is not 1. If it has an attribute
+            `min_grid_size`, training refuses images that come to it as a smaller grid.
     """
 
     basic_conv: ConvBlock = BasicConv2d
@@ -498,12 +498,14 @@ class InceptionNetwork(nn.Module):
         self._grid_17 = [f"Mixed_6{letter}" for letter in "bcdef"[: len(self._CHANNELS_17)]]
         for name, mid in zip(self._grid_17, self._CHANNELS_17, strict=True):
             self.add_module(name, blocks.c(768, mid, conv_block=conv))
+        # Heads of others, torchvision's, say, need not know of widths.
+        aux_width = {} if width == 1 else {"width": width}
         self.AuxLogits: nn.Module | None = None
         self.LowerAuxLogits: nn.Module | None = None
         if aux_logits:
-            self.AuxLogits = blocks.aux(768, num_classes, conv_block=conv, width=width)
+            self.AuxLogits = blocks.aux(768, num_classes, conv_block=conv, **aux_width)
         if aux_logits == 2:
-            self.LowerAuxLogits = blocks.aux(768, num_classes, conv_block=conv, width=width)
+            self.LowerAuxLogits = blocks.aux(768, num_classes, conv_block=conv, **aux_width)
 
         self.Mixed_7a = blocks.d(768, conv_block=conv)
         self.Mixed_7b = blocks.e(1280, conv_block=conv)
@@ -541,9 +543,11 @@ class InceptionNetwork(nn.Module):
 
     def min_image_size(self) -> int:
         """Rows and columns that images have at least, in the mode that the network is in."""
-        heads = (self.LowerAuxLogits, self.AuxLogits) if self.training else ()
-        sizes = (getattr(head, "min_grid_size", _MIN_GRID_SIZE) for head in heads)
-        return self._min_image_size(max(sizes, default=_MIN_GRID_SIZE))
+        lower = self.LowerAuxLogits if self.training else None
+        upper = self.AuxLogits if self.training else None
+        # What is not there has no such attribute. torch.compile does not take max(..., default=).
+        grid = max(getattr(head, "min_grid_size", _MIN_GRID_SIZE) for head in (lower, upper))
+        return self._min_image_size(grid)
 
     def _init_weights(self) -> None:
         for name, module in self.named_modules():
