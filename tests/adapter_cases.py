@@ -193,7 +193,7 @@ def metric(name, idle, **options):
         {**FID, **STEM, **HEAD},
         "inception.Mixed_6b.branch7x7_2.conv",
         pixels,
-        ((32, 40),),
+        ((32, 40), (310, 290)),
         lambda model: model.inception,
         resizes=True,
         idle=idle,
@@ -240,6 +240,7 @@ CASES = {
             "conv2d_act": 5,
         },
         "features.11.branch1.1.conv",
+        sizes=((75, 75), (299, 299)),
         features=before_pool,
     ),
     # In conv_sequence: the pairs of 20 Block17 and 10 Block8. The convolutions in front of the
@@ -256,7 +257,7 @@ CASES = {
             "linear": 1,
         },
         "repeat_1.0.branch1.1.conv",
-        sizes=((75, 75),),
+        sizes=((75, 75), (299, 299)),
     ),
     # The same with less of the same, for what does not depend on how often.
     "timm-v4-short": Case(
@@ -298,7 +299,7 @@ CASES = {
         pytorch_fid,
         {**FID, "conv2d_act": 5, "global_avg_pool2d": 1},
         "blocks.2.4.branch7x7_2.conv",
-        sizes=((32, 40),),
+        sizes=((32, 40), (310, 290)),
         resizes=True,
     ),
     "torch-fidelity": Case(
@@ -306,7 +307,7 @@ CASES = {
         {**FID, **STEM, **HEAD},
         V3_INNER,
         pixels,
-        ((32, 40),),
+        ((32, 40), (310, 290)),
         resizes=True,
         idle=1,
         features=lambda model, x: model(x)[3],  # the others are PyTorch's own means
