@@ -280,7 +280,7 @@ def assert_channels_last(tensor: torch.Tensor) -> None:
 
 def _at_odd_offset(tensor: torch.Tensor) -> torch.Tensor:
     """A channels_last copy whose storage starts one element late, so that it is misaligned."""
-    buffer = tensor.new_empty(tensor.numel() + 1)
+    buffer = tensor.new_zeros(tensor.numel() + 1)
     _, c, h, w = tensor.shape
     view = buffer[1:].as_strided(tensor.shape, (h * w * c, 1, w * c, c), 1)
     return view.copy_(tensor)

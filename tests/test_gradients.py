@@ -24,7 +24,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 PAIR_CASE = OpCase(
-    "factorized_conv2d", "factorized_conv2d", None, "", (), testing.inception_v3_pairs,
+    "factorized_conv2d", "factorized_conv2d", None, (), testing.inception_v3_pairs,
     PairShape(5, 7, 6, 10, 9, 12, 5, 3, True), testing.random_pair, testing.integer_pair,
     lambda shape, inputs, **options: fused_inception.factorized_conv2d(*inputs, **options),
     lambda shape, inputs, **options: testing.unfused_pair(inputs, **options),
