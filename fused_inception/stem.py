@@ -56,15 +56,23 @@ def stem_parts(network: nn.Module) -> list[StandIn] | None:
     parts = []
     for name, kind, options in _PARTS:
         part = network._modules.get(name)
-        if not isinstance(part, StandIn) or not _is(part, kind, options):
+        if not isinstance(part, StandIn) or not _is(part, name, kind, options):
             return None
         parts.append(part)
     return parts
 
 
-def _is(part: StandIn, kind: str, options: Mapping[str, Any]) -> bool:
+def _is(part: StandIn, name: str, kind: str, options: Mapping[str, Any]) -> bool:
     match = part.fused_match
-    return match is not None and match.kind == kind and match.options == options
+    if match is None or match.kind != kind or match.options != options:
+        return False
+    # The block pads by half the filter, whatever the padding was.
+    convs = [part._original.get_submodule(unit.conv) for unit in match.units]
+    return all(cast("nn.Conv2d", conv).kernel_size == _kernel(name) for conv in convs)
+
+
+def _kernel(name: str) -> tuple[int, int]:
+    return (1, 1) if name == "Conv2d_3b_1x1" else (3, 3)
 
 
 class RunsStem(nn.Module):
@@ -79,10 +87,10 @@ class RunsStem(nn.Module):
             return None
         weights: list[Tensor] = []
         biases: list[Tensor | None] = []
-        for part, (_, kind, options) in zip(parts, _PARTS, strict=True):
+        for part, (name, kind, options) in zip(parts, _PARTS, strict=True):
             folded = part.fused_weights_for(input)
             # By now a layer that was changed has been looked at anew.
-            if folded is None or not _is(part, kind, options):
+            if folded is None or not _is(part, name, kind, options):
                 return None
             weights += folded.weights
             biases += folded.biases

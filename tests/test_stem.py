@@ -322,6 +322,9 @@ CHANGES = {
     "hook on a layer": lambda m: m.maxpool2.register_forward_pre_hook(lambda m, args: None),
     "hook inside": lambda m: m.Conv2d_3b_1x1.conv.register_forward_hook(lambda m, a, o: None),
     "another stride": lambda m: setattr(m.Conv2d_1a_3x3.conv, "stride", (1, 1)),
+    "another filter": lambda m: setattr(
+        m.Conv2d_2b_3x3, "conv", nn.Conv2d(32, 64, 5, padding=1, bias=False).requires_grad_(False)
+    ),
     "another layer": lambda m: setattr(m, "maxpool1", nn.MaxPool2d(3, 2)),
     "no pool": lambda m: setattr(m, "maxpool2", nn.Identity()),
 }
@@ -332,6 +335,7 @@ def test_one_by_one_where_one_of_them_is_not_fused(change, make, calls):
     model = randomize(make()).eval().requires_grad_(False)
     fused = fuse(model)
     for network in (model, fused):
+        torch.manual_seed(0)
         CHANGES[change](network)
     x = photographs(1, 99)
     got, want = fused(x), model(x)
