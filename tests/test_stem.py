@@ -323,7 +323,9 @@ CHANGES = {
     "hook inside": lambda m: m.Conv2d_3b_1x1.conv.register_forward_hook(lambda m, a, o: None),
     "another stride": lambda m: setattr(m.Conv2d_1a_3x3.conv, "stride", (1, 1)),
     "another filter": lambda m: setattr(
-        m.Conv2d_2b_3x3, "conv", nn.Conv2d(32, 64, 5, padding=1, bias=False).requires_grad_(False)
+        m.Conv2d_2b_3x3,
+        "conv",
+        nn.Conv2d(32, 64, 5, padding=1, bias=False).requires_grad_(False).eval(),
     ),
     "another layer": lambda m: setattr(m, "maxpool1", nn.MaxPool2d(3, 2)),
     "no pool": lambda m: setattr(m, "maxpool2", nn.Identity()),
