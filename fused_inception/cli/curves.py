@@ -1,13 +1,11 @@
 """Draws what `train` has measured: the loss of every step, and the accuracy of every epoch."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from fused_inception.cli.plot import DPI, HEIGHT, MUTED, TEXT, WIDTH, style_axes
+from fused_inception.cli.plot import MUTED, TEXT, draw_panels, style_axes
 
 __all__ = ["Curve", "CurvePanel", "draw_curves"]
 
@@ -63,17 +61,8 @@ def draw_curves(title: str, subtitle: str, panels: Sequence[CurvePanel]) -> byte
     Returns:
         A PNG of 1200×675 pixels.
     """
-    figure = Figure(figsize=(WIDTH / DPI, HEIGHT / DPI), dpi=DPI, facecolor="white")
-    figure.text(0.03, 0.93, title, fontsize=12, fontweight="bold", color=TEXT)
-    figure.text(0.03, 0.875, subtitle, fontsize=7.5, color=MUTED)
-    grid = figure.add_gridspec(
-        1, len(panels), left=0.075, right=0.975, top=0.76, bottom=0.13, wspace=0.22
-    )
-    for index, panel in enumerate(panels):
-        _draw_panel(figure.add_subplot(grid[0, index]), panel)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    return buffer.getvalue()
+    margins = {"left": 0.075, "right": 0.975, "top": 0.76, "bottom": 0.13, "wspace": 0.22}
+    return draw_panels(title, subtitle, panels, _draw_panel, margins)
 
 
 def _draw_panel(axes: Axes, panel: CurvePanel) -> None:

@@ -1,8 +1,9 @@
 """Draws what `compare` measured: two bars for time and two for memory."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,6 +13,7 @@ WIDTH, HEIGHT, DPI = 1200, 675, 150  # pixels, and their number in an inch
 TEXT = "#22262b"
 MUTED = "#5c636d"
 _COLORS = ("#8a8f98", "#2a6fbb")
+PanelT = TypeVar("PanelT")
 # Headroom above the higher bar, for its label.
 _HEADROOM = 1.28
 
@@ -61,14 +63,35 @@ def draw(title: str, subtitle: str, panels: Sequence[Panel]) -> bytes:
     Returns:
         A PNG of 1200×675 pixels.
     """
+    margins = {"left": 0.085, "right": 0.975, "top": 0.74, "bottom": 0.1, "wspace": 0.28}
+    return draw_panels(title, subtitle, panels, _draw_panel, margins)
+
+
+def draw_panels(
+    title: str,
+    subtitle: str,
+    panels: Sequence[PanelT],
+    draw_panel: Callable[[Axes, PanelT], None],
+    margins: Mapping[str, Any],
+) -> bytes:
+    """Draws panels side by side under two lines of text.
+
+    Args:
+        title: the first line.
+        subtitle: the second line, smaller.
+        panels: from left to right.
+        draw_panel: draws one of them.
+        margins: around and between them, as `Figure.add_gridspec` takes them.
+
+    Returns:
+        A PNG of 1200×675 pixels.
+    """
     figure = Figure(figsize=(WIDTH / DPI, HEIGHT / DPI), dpi=DPI, facecolor="white")
     figure.text(0.03, 0.93, title, fontsize=12, fontweight="bold", color=TEXT)
     figure.text(0.03, 0.875, subtitle, fontsize=7.5, color=MUTED)
-    grid = figure.add_gridspec(
-        1, len(panels), left=0.085, right=0.975, top=0.74, bottom=0.1, wspace=0.28
-    )
+    grid = figure.add_gridspec(1, len(panels), **margins)
     for index, panel in enumerate(panels):
-        _draw_panel(figure.add_subplot(grid[0, index]), panel)
+        draw_panel(figure.add_subplot(grid[0, index]), panel)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
