@@ -56,22 +56,22 @@ def stem_parts(network: nn.Module) -> list[StandIn] | None:
     parts = []
     for name, kind, options in _PARTS:
         part = network._modules.get(name)
-        if not isinstance(part, StandIn) or not _is(part, name, kind, options):
+        if not isinstance(part, StandIn) or not _is(part, kind, options):
+            return None
+        convs = [module for module in part.modules() if isinstance(module, nn.Conv2d)]
+        if any(conv.kernel_size != _kernel(name) for conv in convs):
             return None
         parts.append(part)
     return parts
 
 
-def _is(part: StandIn, name: str, kind: str, options: Mapping[str, Any]) -> bool:
+def _is(part: StandIn, kind: str, options: Mapping[str, Any]) -> bool:
     match = part.fused_match
-    if match is None or match.kind != kind or match.options != options:
-        return False
-    # The block pads by half the filter, whatever the padding was.
-    convs = [part._original.get_submodule(unit.conv) for unit in match.units]
-    return all(cast("nn.Conv2d", conv).kernel_size == _kernel(name) for conv in convs)
+    return match is not None and match.kind == kind and match.options == options
 
 
 def _kernel(name: str) -> tuple[int, int]:
+    # The block pads by half the filter, whatever the padding was.
     return (1, 1) if name == "Conv2d_3b_1x1" else (3, 3)
 
 
@@ -82,15 +82,17 @@ class RunsStem(nn.Module):
 
     def _run_stem(self, input: Any) -> Tensor | None:
         # None: the layers have to be called one by one.
-        parts = stem_parts(self)
-        if parts is None or any(getattr(part, hooks) for part in parts for hooks in HOOKS):
-            return None
         weights: list[Tensor] = []
         biases: list[Tensor | None] = []
-        for part, (name, kind, options) in zip(parts, _PARTS, strict=True):
+        for name, kind, options in _PARTS:
+            part = self._modules.get(name)
+            if not isinstance(part, StandIn) or any(getattr(part, hooks) for hooks in HOOKS):
+                return None
+            # This looks at a layer that was changed anew, so what it is comes after.
             folded = part.fused_weights_for(input)
-            # By now a layer that was changed has been looked at anew.
-            if folded is None or not _is(part, name, kind, options):
+            if folded is None or not _is(part, kind, options):
+                return None
+            if any(weight.shape[2:] != _kernel(name) for weight in folded.weights):
                 return None
             weights += folded.weights
             biases += folded.biases
