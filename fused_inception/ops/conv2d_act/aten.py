@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
 from fused_inception.ops.common.onednn import strides_to_one_column
 from fused_inception.ops.common.packed_weights import conv2d
+from fused_inception.ops.common.relu import relu_, relu_into
 
 
 def conv2d_act(
@@ -38,12 +38,12 @@ def conv2d_act(
         result = result[..., :1]
     if out is not None:
         return activate(result, activation, out)
-    return F.relu_(result) if activation == "relu" else result
+    return relu_(result) if activation == "relu" else result
 
 
 def activate(input: torch.Tensor, activation: str, out: torch.Tensor) -> torch.Tensor:
     """act(input) written to `out`, of the same shape and any strides; returns `out`."""
-    # Gradients are attached outside the operator; a call of the bare one may still be recording.
-    with torch.no_grad():
-        # F.relu has no `out`; it is this clamp, special values included.
-        return torch.clamp_min(input, 0, out=out) if activation == "relu" else out.copy_(input)
+    if activation == "relu":
+        return relu_into(input, out)
+    with torch.no_grad():  # as in `relu_into`
+        return out.copy_(input)
