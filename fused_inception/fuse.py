@@ -73,22 +73,29 @@ _FOLDED = "folded_"
 _EXCLUDED = "_fused_inception_excluded"
 
 
-def _weight_buffer(name: str) -> str:
-    return f"{_FOLDED}{name}_weight"
-
-
-def _bias_buffer(name: str) -> str:
-    return f"{_FOLDED}{name}_bias"
-
-
-def _names(match: BlockMatch) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    # Of the weights and biases of what was matched.
+def _folded_names(match: BlockMatch) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    # The buffers of the folded weights and biases of what was matched.
     if match.kind in _OF_ANY_LENGTH:
-        names = tuple([unit.role for unit in match.units])
-        return names, names
-    spec = FUSED_BLOCKS[match.kind]
-    return spec.weight_names, spec.bias_names
+        weights = biases = tuple([unit.role for unit in match.units])
+    else:
+        spec = FUSED_BLOCKS[match.kind]
+        weights, biases = spec.weight_names, spec.bias_names
+    return (
+        tuple([f"{_FOLDED}{name}_weight" for name in weights]),
+        tuple([f"{_FOLDED}{name}_bias" for name in biases]),
+    )
 
+
+# The attributes, parameters and buffers of these modules that a call in evaluation mode reads, and
+# the count of batches, which shows that statistics have moved. Of other modules all of them matter.
+_READ: dict[type[nn.Module], frozenset[str]] = {
+    nn.Conv2d: frozenset(
+        {"stride", "padding", "dilation", "groups", "padding_mode", "weight", "bias"}
+    ),
+    nn.BatchNorm2d: frozenset(
+        {"eps", "weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+    ),
+}
 
 # Rebuilding writes into buffers that other threads may be about to rebuild as well.
 _rebuild_lock = threading.RLock()
@@ -107,15 +114,22 @@ class _Snapshot:
         self._states = tuple(map(vars, modules))
         self._inner_hooks = tuple(getattr(module, name) for module in modules[1:] for name in HOOKS)
 
-        # Every child, parameter, buffer and plain attribute: (dictionary, key, value). Holding the
-        # values keeps their identities from being given to others. Sizes show what was added; the
-        # folded weights are in the block's own buffers.
+        # Every child, parameter, buffer and plain attribute that is read: (dictionary, key, value).
+        # Holding the values keeps their identities from being given to others. Sizes show what was
+        # added; the folded weights are in the block's own buffers.
         entries: list[tuple[dict[str, Any], str, Any]] = []
         sized: list[dict[str, Any]] = []
         for module in modules:
             state = vars(module)
+            read = _READ.get(type(module))
+            mappings = (module._modules, module._parameters, module._buffers)
+            if read is not None:
+                for mapping in (state, *mappings):
+                    entries += [(mapping, key, mapping[key]) for key in read & mapping.keys()]
+                sized.append(state)
+                continue
             entries += [(state, key, state[key]) for key in state.keys() - _MODULE_STATE]
-            for mapping in (module._modules, module._parameters, module._buffers):
+            for mapping in mappings:
                 is_own = mapping is block._buffers
                 entries += [
                     (mapping, key, value)
@@ -234,6 +248,7 @@ class FusedBlock(StandIn):
             "_warning",
             "_differentiable",
             "_has_recorded",
+            "_folded_names",
         }
     )
     _match: BlockMatch
@@ -241,6 +256,8 @@ class FusedBlock(StandIn):
     _snapshot: _Snapshot | None
     _warning: _Warning
     _differentiable: bool
+    # The buffers that hold the folded weights and biases.
+    _folded_names: tuple[tuple[str, ...], tuple[str, ...]]
     # Since the last call of `eval()`: until the next one, optimizers may be at work, of which some
     # (`fused=True`) change weights without counting it.
     _has_recorded: bool
@@ -265,6 +282,7 @@ class FusedBlock(StandIn):
             _warning=warning,
             _differentiable=differentiable,
             _has_recorded=False,
+            _folded_names=((), ()),
         )
         self.register_load_state_dict_post_hook(_rebuild_after_load)
         self._rebuild(recognized=True)
@@ -286,10 +304,10 @@ class FusedBlock(StandIn):
             convs = {u.role: self._folded(u, differentiable=True) for u in self._match.units}
             return FUSED_BLOCKS[self._match.kind].pack(convs)
         buffers = self._buffers
-        weight_names, bias_names = _names(self._match)
+        weights, biases = self._folded_names
         return BlockWeights(
-            tuple([cast("Tensor", buffers[_weight_buffer(name)]) for name in weight_names]),
-            tuple([buffers[_bias_buffer(name)] for name in bias_names]),
+            tuple([cast("Tensor", buffers[name]) for name in weights]),
+            tuple([buffers[name] for name in biases]),
         )
 
     @property
@@ -411,14 +429,15 @@ class FusedBlock(StandIn):
                 packed = spec.pack(convs)
             except ValueError as error:  # channels that do not fit: the block cannot run at all
                 raise NotRecognizedError(str(error)) from error
-            weight_names, bias_names = _names(self._match)
-            for name, weight in zip(weight_names, packed.weights, strict=True):
-                self._store(_weight_buffer(name), weight)
-            for name, bias in zip(bias_names, packed.biases, strict=True):
-                self._store(_bias_buffer(name), bias)
+            weights, biases = _folded_names(self._match)
+            for name, weight in zip(weights, packed.weights, strict=True):
+                self._store(name, weight)
+            for name, bias in zip(biases, packed.biases, strict=True):
+                self._store(name, bias)
+            self._folded_names = weights, biases
             # Of what it was recognized as before.
-            kept = {*map(_weight_buffer, weight_names), *map(_bias_buffer, bias_names)}
-            self._drop_folded({name for name in self._buffers if name.startswith(_FOLDED)} - kept)
+            held = {name for name in self._buffers if name.startswith(_FOLDED)}
+            self._drop_folded(held.difference(weights, biases))
 
     def _folded(self, unit: UnitMatch, *, differentiable: bool = False) -> ConvWeights:
         conv = cast("nn.Conv2d | nn.Linear", self._original.get_submodule(unit.conv))
