@@ -72,13 +72,13 @@ def warm(inputs, shape=SMALL):
 def reorders(monkeypatch):
     """The input shapes that a weight was packed for, in order."""
     shapes = []
-    reorder = packed_weights._reorder
+    pack = packed_weights.pack
 
-    def recorded(input, *args):
-        shapes.append((*input.shape,))
-        return reorder(input, *args)
+    def recorded(shape, *args, **options):
+        shapes.append((*shape,))
+        return pack(shape, *args, **options)
 
-    monkeypatch.setattr(packed_weights, "_reorder", recorded)
+    monkeypatch.setattr(packed_weights, "pack", recorded)
     return shapes
 
 
@@ -432,17 +432,17 @@ def test_bare_operators_run_where_autograd_is_on(activation):
 # Without it
 
 
-def fails(*args):
+def fails(*args, **options):
     raise RuntimeError("an operator of another signature")
 
 
-def is_wrong(*args):
+def is_wrong(*args, **options):
     return torch.zeros(2, 32, 2, 6).to(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(
     ("name", "replacement"),
-    [("_reorder", fails), ("_convolve", fails), ("_convolve", is_wrong)],
+    [("pack", fails), ("convolve", fails), ("convolve", is_wrong)],
     ids=["no_reorder", "no_convolution", "wrong_convolution"],
 )
 def test_runs_without_the_operators(name, replacement, monkeypatch):
@@ -466,7 +466,7 @@ def test_the_trial_depends_on_nothing_around_it():
 def test_stays_away_where_onednn_is_switched_off(monkeypatch):
     inputs = kept(integer_conv(SMALL, torch.float32))
     warm(inputs)
-    monkeypatch.setattr(packed_weights, "_convolve", fails)
+    monkeypatch.setattr(packed_weights, "convolve", fails)
     with torch.backends.mkldnn.flags(enabled=False):
         result = conv2d_act(*inputs, **geometry(SMALL))
     assert torch.equal(result, conv_oracle(inputs, **geometry(SMALL)).float())

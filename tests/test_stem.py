@@ -24,6 +24,7 @@ from fused_inception.blocks.plan import ImagesAtATime
 from fused_inception.cli.compare import _cpu_peak
 from fused_inception.models import inception_v3
 from fused_inception.models.torchvision_import import import_torchvision
+from fused_inception.ops.pool2d import aten as pools
 from tests.test_fuse import randomize
 
 # Filters, input channels, rows and columns.
@@ -114,8 +115,10 @@ def test_goes_through_a_few_images_at_a_time(at_a_time, monkeypatch):
     x, convs = images(5), make_convs()
     seen = []
     monkeypatch.setattr(PLAN, "images_at_a_time", ImagesAtATime(cpu=at_a_time, gpu=3))
-    pool = F.max_pool2d
-    monkeypatch.setattr(F, "max_pool2d", lambda x, *a: (seen.append(x.shape[0]), pool(x, *a))[1])
+    pool = pools.halving_max_pool2d_
+    monkeypatch.setattr(
+        pools, "halving_max_pool2d_", lambda x, out: (seen.append(x.shape[0]), pool(x, out))
+    )
     got = fused(x, convs)
     monkeypatch.undo()
     torch.testing.assert_close(got, unfused(x, convs), rtol=1e-12, atol=1e-12)

@@ -43,15 +43,18 @@ _OPS = {Conv: conv_launch, Pair: pair_launch, Split: split_launch, Reduction: re
 def backends(plan: Plan) -> tuple[dispatch.Backend, ...]:
     """How a block can run, in order of preference.
 
-    On "auto" each step has the backend that its op would choose. On "cuda" the convolutions run on
-    the extension, which has no pools, and these on Triton.
+    Their `run` takes what stays the same from call to call, and returns the function of input and
+    output. On "auto" each step has the backend that its op would choose. On "cuda" the convolutions
+    run on the extension, which has no pools, and these on Triton.
     """
     return (
         *(
-            dispatch.Backend(name, functools.partial(_refusal, name), functools.partial(_run, name))
+            dispatch.Backend(
+                name, functools.partial(_refusal, name), functools.partial(_bind, name)
+            )
             for name in ("auto", "cuda", "triton")
         ),
-        dispatch.aten(aten.run),
+        dispatch.aten(aten.Program),
     )
 
 
@@ -116,13 +119,23 @@ def _launcher(op: Any, backend: str, problem: Problem) -> tuple[Launcher | None,
     return None, "; ".join(reasons)
 
 
-def _run(
+def _bind(
     backend: str,
     resolved: Resolved,
-    input: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
     include_pad: bool,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    return functools.partial(_run, backend, resolved, weights, biases, include_pad)
+
+
+def _run(
+    backend: str,
+    resolved: Resolved,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    include_pad: bool,
+    input: Tensor,
     output: Tensor,
 ) -> Tensor:
     size = resolved.shapes[INPUT][2:]

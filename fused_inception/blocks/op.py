@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fused_inception.blocks.aten import Program
 from fused_inception.blocks.launch import backends
 from fused_inception.blocks.plan import (
     INPUT,
@@ -35,6 +36,7 @@ from fused_inception.blocks.plan import (
     resolve_cached,
     tensor_arguments,
 )
+from fused_inception.blocks.prepared import PreparedCall, PreparedCalls
 from fused_inception.ops.common import checks
 from fused_inception.ops.common.autocast import autocast
 from fused_inception.ops.common.autograd import wants_grad
@@ -92,6 +94,7 @@ class BlockOp:
         self.plan = plan
         self._pools = bool(plan.raw)
         self._backends = backends(plan)
+        self._calls = PreparedCalls()
         option = "bool count_include_pad, " if self._pools else ""
         self.operator = register(
             plan.kind,
@@ -149,24 +152,28 @@ class BlockOp:
     def _implementation(
         self, input: Tensor, weights: list[Tensor], biases: list[Tensor | None], *options: Any
     ) -> Tensor:
+        kept = self._calls.find(input, weights, biases, options)
+        if kept is not None:
+            return kept(input)
         backend = options[-1]
         checks.check_options(self.plan.kind, backend=backend)
         resolved = _check(self.plan, input, weights, biases, resolve_cached)
         chosen = select(self.plan.kind, backend, self._backends, resolved, resolved.device)
         include_pad = options[0] if self._pools else True
-        output = empty_channels_last(resolved.output_shape, input)
-        images = self._images_at_a_time(input)
-        if images >= input.shape[0]:
-            return chosen.run(resolved, input, weights, biases, include_pad, output)
-        for x, place in zip(input.split(images), output.split(images), strict=True):
-            part = _check(self.plan, x, weights, biases, resolve_cached)
-            chosen.run(part, x, weights, biases, include_pad, place)
-        return output
+        batch, images = input.shape[0], self._images_at_a_time(input)
+        functions = {}
+        for count in {min(images, batch - first) for first in range(0, max(batch, 1), images)}:
+            part = _check(self.plan, input[:count], weights, biases, resolve_cached)
+            functions[count] = chosen.run(part, weights, biases, include_pad)
+        call = PreparedCall(resolved.output_shape, images, functions)
+        if all(isinstance(f, Program) and f.packs for f in functions.values()):
+            self._calls.keep(call, input, weights, biases, options)
+        return call(input)
 
     def _images_at_a_time(self, input: Tensor) -> int:
         images = self.plan.images_at_a_time
         if images is None:
-            return input.shape[0]
+            return max(input.shape[0], 1)
         return images.cpu if input.device.type == "cpu" else images.gpu
 
     def _fake(

@@ -28,12 +28,13 @@ TRITON_CAPABILITY = (8, 0)
 class Backend:
     """One way to run an op: its name, its predicate and its implementation.
 
-    `launch`, of backends that have kernels, writes into outputs that it is given.
+    `run` returns the output, or for a block the function that writes it. `launch`, of backends that
+    have kernels, writes into outputs that it is given.
     """
 
     name: str
     can_run: Callable[[Any], str | None]
-    run: Callable[..., torch.Tensor]
+    run: Callable[..., Any]
     launch: Callable[..., None] | None = None
 
 
@@ -57,7 +58,7 @@ def missing(op: str, name: str) -> Backend:
     return Backend(name, lambda problem: reason, run)
 
 
-def aten(run: Callable[..., torch.Tensor]) -> Backend:
+def aten(run: Callable[..., Any]) -> Backend:
     """PyTorch's own convolutions, which take every problem that passes the op's checks."""
     return Backend("aten", lambda problem: None, run)
 

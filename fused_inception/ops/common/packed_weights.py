@@ -18,8 +18,8 @@ through `.data` is not seen, which is why nobody's own parameters are kept packe
 The operators behind it, `mkldnn::_reorder_convolution_weight` and
 `mkldnn::_convolution_pointwise`, are those that the compiler's generated code calls. They are not
 public: whether they are there and do what they did in PyTorch 2.11 to 2.13 is tried once for each
-dtype, and without them everything runs through `F.conv2d`. Of `_convolution_pointwise` only the
-convolution is used; its own ReLU turns NaN into 0.
+dtype, and without them everything runs through `F.conv2d`. The ReLU of `_convolution_pointwise`
+turns NaN into 0, and is used only where there can be none.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .autograd import wants_grad
 
-_DILATION, _GROUPS = (1, 1), 1
+_DILATION = (1, 1)
 
 
 class _Problem(NamedTuple):
@@ -45,8 +45,7 @@ class _Problem(NamedTuple):
     padding: tuple[int, ...]
     threads: int
     # Of the weight, which is written in place.
-    address: int
-    version: int
+    state: tuple[int, int]
 
 
 class _Kept:
@@ -90,65 +89,84 @@ def conv2d(
     The output is channels_last either way.
     """
     # Compilers trace the gradients of the ops, which are made of this too.
-    packed = (
-        None if torch.compiler.is_compiling() else _packed(input, weight, bias, stride, padding)
-    )
+    packed = None
+    if not (torch.compiler.is_compiling() or input.numel() == 0 or wants_grad(input, weight, bias)):
+        packed = packed_for(input.shape, weight, stride, padding)
     if packed is None:
         channels_last = weight.contiguous(memory_format=torch.channels_last)
         return F.conv2d(input, channels_last, bias, tuple(stride), tuple(padding))
-    return _convolve(input, packed, bias, stride, padding)
+    return convolve(input, packed, bias, stride, padding)
 
 
-def _packed(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
+def is_packed(weight: torch.Tensor) -> bool:
+    """Whether convolutions with `weight` run from a packed copy."""
+    return weight in _kept and bool(torch.backends.mkldnn.enabled)
+
+
+def packed_for(
+    shape: Sequence[int], weight: torch.Tensor, stride: Sequence[int], padding: Sequence[int]
 ) -> torch.Tensor | None:
+    """The packed copy of `weight` for inputs of a shape (N, C, H, W) with no 0 in it.
+
+    It is good as long as `state` of the weight and the number of threads stay what they are. None
+    where the weight is not kept packed.
+    """
     kept = _kept.get(weight) if _kept else None
-    if (
-        kept is None
-        or input.numel() == 0
-        or not torch.backends.mkldnn.enabled
-        or wants_grad(input, weight, bias)
-    ):
+    if kept is None or not torch.backends.mkldnn.enabled:
         return None
     problem = _Problem(
-        tuple(input.shape),
+        tuple(shape),
         tuple(stride),
         tuple(padding),
         torch.get_num_threads(),
-        weight.data_ptr(),
-        weight._version,
+        state(weight),
     )
     copy = kept.copy
     if copy is not None and copy[0] == problem:
         return copy[1]
     kept.copy = None  # before the next one is made: one copy at a time
-    packed = _reorder(input, weight, stride, padding)
+    packed = pack(shape, weight, stride, padding)
     kept.copy = (problem, packed)
     return packed
 
 
-def _reorder(
-    input: torch.Tensor, weight: torch.Tensor, stride: Sequence[int], padding: Sequence[int]
+def state(weight: torch.Tensor) -> tuple[int, int]:
+    """What changes when PyTorch counts a write to `weight`, or when its memory is another's."""
+    return weight.data_ptr(), weight._version
+
+
+def pack(
+    shape: Sequence[int],
+    weight: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    groups: int = 1,
 ) -> torch.Tensor:
+    """A packed copy of `weight` for inputs of a shape (N, C, H, W), which the caller keeps.
+
+    Only where `can_pack` says so of its dtype.
+    """
     packed: torch.Tensor = torch.ops.mkldnn._reorder_convolution_weight.default(
-        weight.detach(), padding, stride, _DILATION, _GROUPS, input.shape
+        weight.detach(), padding, stride, _DILATION, groups, shape
     )
     return packed
 
 
-def _convolve(
+def convolve(
     input: torch.Tensor,
     packed: torch.Tensor,
     bias: torch.Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
+    groups: int = 1,
+    activation: str = "none",
 ) -> torch.Tensor:
+    """The convolution of an input of the shape that the weight was packed for, in channels_last.
+
+    `activation` may be "relu" where no sum is NaN: oneDNN's turns NaN into 0.
+    """
     out: torch.Tensor = torch.ops.mkldnn._convolution_pointwise.default(
-        input, packed, bias, padding, stride, _DILATION, _GROUPS, "none", [], ""
+        input, packed, bias, padding, stride, _DILATION, groups, activation, [], ""
     )
     return out
 
@@ -161,18 +179,26 @@ def can_pack(dtype: torch.dtype) -> bool:
     stride, padding = (2, 1), (0, 1)
     # Small whole numbers: every sum is exact in every dtype.
     with torch.device("cpu"), torch.no_grad():
-        input = torch.arange(2 * 16 * 5 * 6).reshape(2, 16, 5, 6).remainder(7).to(dtype)
+        input = torch.arange(2 * 16 * 5 * 6).reshape(2, 16, 5, 6).remainder(7).sub(3).to(dtype)
         weight = torch.arange(32 * 16 * 3 * 3).reshape(32, 16, 3, 3).remainder(11).eq(0).to(dtype)
         input = input.contiguous(memory_format=torch.channels_last)
         weight = weight.contiguous(memory_format=torch.channels_last)
         bias = torch.arange(32).to(dtype)
+        one_by_one = weight[:16, :1].contiguous(memory_format=torch.channels_last)
+
+        def is_right(weight: torch.Tensor, groups: int) -> bool:
+            shift = bias[: weight.shape[0]]
+            expected = F.conv2d(input, weight, shift, stride, padding, groups=groups)
+            packed = pack(input.shape, weight, stride, padding, groups)
+            return all(
+                out.layout is torch.strided
+                and out.is_contiguous(memory_format=torch.channels_last)
+                and torch.equal(out, F.relu(expected) if activation == "relu" else expected)
+                for activation in ("none", "relu")
+                for out in (convolve(input, packed, shift, stride, padding, groups, activation),)
+            )
+
         try:
-            packed = _reorder(input, weight, stride, padding)
-            out = _convolve(input, packed, bias, stride, padding)
+            return is_right(weight, 1) and is_right(one_by_one, 16)
         except Exception:  # an operator that is not there, or takes something else
             return False
-        return (
-            out.layout is torch.strided
-            and out.is_contiguous(memory_format=torch.channels_last)
-            and torch.equal(out, F.conv2d(input, weight, bias, stride, padding))
-        )

@@ -16,6 +16,19 @@ def max_pool2d(
     return F.max_pool2d(input, tuple(kernel), tuple(stride), tuple(padding))
 
 
+def halving_max_pool2d_(input: torch.Tensor, output: torch.Tensor) -> None:
+    """Write the largest of every 3×3 window, stride 2, into `output`, (N, C, P, Q) of any strides.
+
+    First along columns, then along rows: that keeps no indices, which PyTorch's own writes in 64
+    bits each. Which of +0 and -0 stays is left open, as are the bits of a NaN. Also for integers.
+    """
+    rows, columns = 2 * output.shape[2], 2 * output.shape[3]
+    tall = torch.maximum(input[:, :, 0:rows:2], input[:, :, 1:rows:2])
+    torch.maximum(tall, input[:, :, 2 : rows + 1 : 2], out=tall)
+    wide = torch.maximum(tall[..., 0:columns:2], tall[..., 1:columns:2])
+    torch.maximum(wide, tall[..., 2 : columns + 1 : 2], out=output)
+
+
 def global_avg_pool2d(input: torch.Tensor) -> torch.Tensor:
     """The mean of every map, (N, C, 1, 1)."""
     return F.adaptive_avg_pool2d(input, 1)
