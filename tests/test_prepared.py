@@ -280,6 +280,15 @@ def test_goes_with_the_weights():
     assert len(calls._kept) == before
 
 
+def test_a_call_with_a_convolution_that_is_not_packed_is_not_kept(prepared):
+    """Striding to a single column it runs from the weight, and would hold it."""
+    block = Block("inception_b")
+    for columns in (4, 5):
+        x = block.images()[..., :columns]
+        torch.testing.assert_close(block(x), block.unfused(x), rtol=1e-5, atol=1e-5)
+    assert len(prepared) == 1
+
+
 def test_threads():
     block = Block("inception_c")
     inputs = [block.images(batch) for batch in (1, 2, 3)]

@@ -65,9 +65,9 @@ class Program:
         include_pad: of the average pool.
 
     Attributes:
-        packs: whether all convolutions run from packed copies of the weights, so that it pays to
-            keep this; it is right as long as `packed_weights.state` of weights and biases, and the
-            number of threads, stay what they are.
+        may_be_kept: whether all convolutions run from packed copies of the weights, so that this
+            holds none of them; it is right as long as `packed_weights.state` of weights and biases,
+            and the number of threads, stay what they are.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class Program:
         self._parts = plan.parts
         self._channels = [part.stop - part.start for part in resolved.slices.values()]
         self._calls = builder.calls()
-        self.packs = builder.packs
         # Inputs of at most this magnitude make no NaN: they have calls of their own.
         self._bound = builder.bound()
         if self._bound is not None:
             builder.makes_nan = False
             self._bounded_calls = builder.calls()
+        self.may_be_kept = not builder.holds_weights
 
     def __call__(self, input: Tensor, output: Tensor) -> Tensor:
         """Writes the block's output, and returns it."""
@@ -137,6 +137,7 @@ class _Builder:
             self.packs and include_pad and self.dtype in (torch.float32, torch.bfloat16)
         )
         self.makes_nan = True
+        self.holds_weights = not self.packs
 
     def calls(self) -> tuple[tuple[Call, tuple[str, ...]], ...]:
         # With the maps that nothing reads after each.
@@ -224,6 +225,7 @@ class _Builder:
                 padding=padding,
                 activation=activation,
             )
+        self.holds_weights = True
         return lambda x: conv2d_act(x, kept, bias, stride, padding, activation)
 
     def rectified(

@@ -166,7 +166,7 @@ class BlockOp:
             part = _check(self.plan, input[:count], weights, biases, resolve_cached)
             functions[count] = chosen.run(part, weights, biases, include_pad)
         call = PreparedCall(resolved.output_shape, images, functions)
-        if all(isinstance(f, Program) and f.packs for f in functions.values()):
+        if all(isinstance(f, Program) and f.may_be_kept for f in functions.values()):
             self._calls.keep(call, input, weights, biases, options)
         return call(input)
 
