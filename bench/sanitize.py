@@ -33,9 +33,10 @@ from fused_inception import (
     split_conv2d,
     testing,
 )
+from fused_inception.ops.pool2d.op import global_avg_pool2d, max_pool2d
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
-OPS = ("factorized_conv2d", "split_conv2d", "grid_reduction", "conv2d_act")
+OPS = ("factorized_conv2d", "split_conv2d", "grid_reduction", "conv2d_act", "pool2d")
 PLANTED = "planted"
 _FOUND = 86  # the exit code that a sanitizer is asked for when it has found something
 _SECONDS = 500.0
@@ -69,6 +70,17 @@ def calls(op: str) -> Iterator[tuple[str, Callable[..., torch.Tensor], Any, dict
                 for pool in ("max", "avg"):
                     operands = testing.random_conv(reduction, dtype)
                     yield f"{reduction}-{pool}", grid_reduction, operands, {"pool": pool}
+        elif op == "pool2d":
+            for size in ((2, 64, 17, 17), (3, 37, 9, 12)):
+                x = testing.channels_last(torch.randn(size).to(dtype))
+                yield f"max-{size}", max_pool2d, (x,), {"kernel": 3, "stride": 2}
+                yield (
+                    f"padded-max-{size}",
+                    max_pool2d,
+                    (x,),
+                    {"kernel": 3, "stride": 1, "padding": 1},
+                )
+                yield f"mean-{size}", global_avg_pool2d, (x,), {}
         else:
             for conv in (
                 testing.ConvShape(2, 17, 17, 64, 64, (1, 1)),
