@@ -20,7 +20,7 @@ from pathlib import Path
 
 import triton
 
-from tests.emulator import convolutions, pools, programs
+from tests.emulator import branches, convolutions, pools, programs
 from tests.emulator.pair import Configuration, configurations
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,8 +50,9 @@ def table_of(op: str) -> Table:
     """The configurations of an op's kernels."""
     if op in convolutions.OPS:
         return convolutions.configurations(op, C_IN)
-    if op == pools.OP:
-        return pools.configurations()
+    for program in (branches, pools):
+        if op == program.OP:
+            return program.configurations()
     return configurations(C_MID)
 
 

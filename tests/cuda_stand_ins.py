@@ -22,6 +22,7 @@ from fused_inception.ops.common.cuda_launching import Device
 from fused_inception.ops.conv2d_act import cuda_launch as conv_launch
 from fused_inception.ops.factorized_conv2d import cuda_launch as pair_launch
 from fused_inception.ops.grid_reduction import cuda_launch as reduction_launch
+from fused_inception.ops.halving_branches import cuda_launch as branches_launch
 from fused_inception.ops.pool2d import cuda_launch as pool_launch
 from fused_inception.ops.split_conv2d import cuda_launch as split_launch
 
@@ -81,6 +82,12 @@ def _conv(input, weight, bias, outs, sizes, relus, stride, padding, number):
         _fill(out, part, bool(relus >> i & 1))
 
 
+def _branches(inputs, weights, biases, outs, input, pooled, number):
+    for x, weight, bias, out in zip(inputs, weights, biases, outs, strict=True):
+        _fill(out, conv2d(x, weight, bias, (2, 2), (0, 0)), True)
+    _fill(pooled, F.max_pool2d(input, weights[0].shape[2], 2), False)
+
+
 def _pool(input, bias, out, kernel, stride, padding, form, include_pad, relu):
     window = (tuple(kernel), tuple(stride), tuple(padding))
     if form == pool_launch.MAX:
@@ -100,6 +107,7 @@ STAND_INS: dict[str, tuple[ModuleType, Callable[..., None]]] = {
     "split_conv2d": (split_launch, _split),
     "grid_reduction": (reduction_launch, _reduction),
     "conv2d_act": (conv_launch, _conv),
+    "halving_branches": (branches_launch, _branches),
     "pool2d": (pool_launch, _pool),
 }
 
@@ -128,5 +136,5 @@ def install(monkeypatch: pytest.MonkeyPatch, record: Record = lambda op, operand
     monkeypatch.setattr(_extension, "device_refusal", lambda device: None)
     monkeypatch.setattr(pair_launch, "_device", lambda device: LIMITS)
     monkeypatch.setattr(pair_launch, "SM90_ENABLED", False)
-    for module in (cuda_launching, split_launch, reduction_launch, conv_launch):
+    for module in (cuda_launching, split_launch, reduction_launch, conv_launch, branches_launch):
         monkeypatch.setattr(module, "device_limits", lambda device: LIMITS)

@@ -6,6 +6,7 @@ same kernels on a CPU.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bench.peers import fold
-from fused_inception import available_backends, fuse, report, testing
+from fused_inception import available_backends, conv2d_act, fuse, report, testing
 from fused_inception.blocks import ConvWeights
 from fused_inception.models import (
     InceptionA,
@@ -24,9 +25,12 @@ from fused_inception.models import (
     InceptionE,
     inception_v3,
 )
+from fused_inception.ops.halving_branches import cuda_launch as branches_cuda
+from fused_inception.ops.halving_branches import launch as branches_launch
 from fused_inception.ops.pool2d import launch as pool_launch
 from fused_inception.ops.pool2d.op import Problem as PoolProblem
 from fused_inception.ops.pool2d.op import global_avg_pool2d, max_pool2d
+from tests import branch_cases
 from tests.test_blocks import AVERAGED, BLOCKS, fused, images, make_convs, unfused
 from tests.test_fuse import (
     PooledByMaximum,
@@ -279,3 +283,48 @@ def test_both_backends_give_the_same_bits(precision):
         assert torch.equal(result, theirs.run(problem, x, bias, include_pad))
     cuda, triton = (max_pool2d(x, 3, stride=2, backend=name) for name in ("cuda", "triton"))
     assert torch.equal(cuda, triton)
+
+
+# The end of a grid reduction as one launch
+
+
+def run_branches(shape, inputs, backend):
+    candidate = next(b for b in branches_launch.BACKENDS if b.name == backend)
+    problem = branch_cases.problem_of(shape, inputs)
+    refused = candidate.can_run(problem)
+    if refused is not None:
+        pytest.skip(f"{backend}: {refused}")
+    return candidate.run(problem, *zip(*inputs.convs, strict=True), inputs.input)
+
+
+@pytest.mark.parametrize(
+    "shape", [*branch_cases.SHAPES, branch_cases.MIXED_7A, branch_cases.MIXED_7A_RESNET], ids=str
+)
+def test_branches_are_exact(shape, precision, backend, monkeypatch: pytest.MonkeyPatch):
+    """Every configuration of the extension, which all give the same bits."""
+    dtype, _ = precision
+    shape = dataclasses.replace(shape, batch=3)
+    whole = branch_cases.make(shape, dtype, testing.integer_conv)
+    here = branch_cases.on(whole, DEVICE)
+    random = branch_cases.on(branch_cases.make(shape, dtype, testing.random_conv), DEVICE)
+    assert torch.equal(run_branches(shape, here, backend).cpu(), branch_cases.expected(whole))
+    first = run_branches(shape, random, backend)
+    for configuration in branches_cuda.configurations() if backend == "cuda" else ():
+        monkeypatch.setattr(branches_cuda, "choose", lambda problem, c=configuration: c)
+        assert torch.equal(run_branches(shape, random, backend), first)
+        exact = run_branches(shape, here, backend).cpu()
+        assert torch.equal(exact, branch_cases.expected(whole))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 32])
+def test_branches_have_the_bits_of_a_launch_each(batch, precision, backend):
+    dtype, _ = precision
+    shape = dataclasses.replace(branch_cases.MIXED_7A, batch=batch)
+    inputs = branch_cases.on(branch_cases.make(shape, dtype, testing.random_conv), DEVICE)
+    together = run_branches(shape, inputs, backend)
+    alone = [conv2d_act(*conv, stride=2, backend=backend) for conv in inputs.convs]
+    alone.append(max_pool2d(inputs.input, 3, stride=2, backend=backend))
+    assert torch.equal(together, torch.cat(alone, 1))
+    one = branch_cases.images(inputs, slice(batch - 1, batch))
+    single = run_branches(dataclasses.replace(shape, batch=1), one, backend)
+    assert torch.equal(single[0], together[batch - 1])

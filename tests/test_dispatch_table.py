@@ -28,6 +28,8 @@ from fused_inception.ops.factorized_conv2d import launch as pair_launch
 from fused_inception.ops.factorized_conv2d.op import Problem as PairProblem
 from fused_inception.ops.grid_reduction import launch as reduction_launch
 from fused_inception.ops.grid_reduction.op import Problem as ReductionProblem
+from fused_inception.ops.halving_branches import launch as branches_launch
+from fused_inception.ops.halving_branches.problem import Problem as BranchesProblem
 from fused_inception.ops.pool2d import launch as pool_launch
 from fused_inception.ops.pool2d.op import Problem as PoolProblem
 from fused_inception.ops.split_conv2d import launch as split_launch
@@ -42,6 +44,7 @@ PROBLEMS: dict[str, type] = {
     "grid_reduction": ReductionProblem,
     "split_conv2d": SplitProblem,
     "linear": ConvProblem,
+    "halving_branches": BranchesProblem,
     "max_pool2d": PoolProblem,
     "avg_pool2d_act": PoolProblem,
     "global_avg_pool2d": PoolProblem,
@@ -57,6 +60,7 @@ BACKENDS = {
     "grid_reduction": reduction_launch.BACKENDS,
     "split_conv2d": split_launch.BACKENDS,
     "linear": layers._BACKENDS,
+    "halving_branches": branches_launch.BACKENDS,
     **POOLS,
 }
 CUDA = torch.device("cuda", 0)
@@ -95,6 +99,8 @@ def problems(dtype: torch.dtype) -> Iterator[tuple[str, Any]]:
             1, r.c_in, r.height, r.width, r.c_out, r.kernel, (r.height - r.kernel) // 2 + 1,
             (r.width - r.kernel) // 2 + 1, "max", dtype, CUDA,
         )  # fmt: skip
+    for sizes in (((192, 192), (320, 192)), ((5,), (3,))):
+        yield "halving_branches", BranchesProblem(1, 17, 17, *sizes, 768, 3, 8, 8, dtype, CUDA)
     for op, window, stride, padding, size in (
         ("max_pool2d", (3, 3), (2, 2), (0, 0), (8, 8)),
         ("avg_pool2d_act", (3, 3), (1, 1), (1, 1), (17, 17)),
@@ -246,14 +252,15 @@ def test_the_choice_is_the_tables(capability: Any):
     rest = {"triton"} if own else {"cuda"}
     assert choices.pop("factorized_conv2d") == {"cuda"}
     assert choices == dict.fromkeys(
-        ("conv2d_act", "linear", "split_conv2d", "grid_reduction"), rest
+        ("conv2d_act", "linear", "split_conv2d", "grid_reduction", "halving_branches"), rest
     )
 
 
 @needs_library
 def test_what_the_extension_refuses_goes_to_the_next(capability: Any):
     for op, problem in problems(torch.float16):
-        wide = problem._replace(**{"channels" if op in POOLS else "c_in": 2**20 + 8})
+        counted = "channels" if op in (*POOLS, "halving_branches") else "c_in"
+        wide = problem._replace(**{counted: 2**20 + 8})
         assert re.search(r"takes up to (2\^20|15|71x71)$", BACKENDS[op][0].can_run(wide))
         assert chosen(op, wide) == "triton"
 

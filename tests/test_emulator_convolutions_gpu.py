@@ -1,4 +1,4 @@
-"""Convolutions, splits, reductions and pools: the emulator against a device.
+"""Convolutions, splits, reductions, branches and pools: the emulator against a device.
 
 The same programs, compiled by nvcc, on the same operands; see `test_emulator_gpu.py`.
 """
@@ -11,14 +11,18 @@ import pytest
 import torch
 
 from fused_inception import testing
+from tests import branch_cases
+from tests import test_emulator_branches as branches
 from tests import test_emulator_pools as pools
 from tests.emulator import programs
+from tests.emulator.branches import PROGRAM as BRANCHES
+from tests.emulator.branches import run_branches
 from tests.emulator.convolutions import OPS, PROGRAM, configurations
 from tests.emulator.pools import PROGRAM as POOLS
 from tests.emulator.pools import run_pool
 from tests.test_emulator_convolutions import DTYPES, SUBJECTS, checked, expected, taken
 
-REFUSAL = programs.device_refusal(PROGRAM, POOLS)
+REFUSAL = programs.device_refusal(PROGRAM, BRANCHES, POOLS)
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(REFUSAL is not None, reason=f"emulator: {REFUSAL}"),
@@ -45,6 +49,22 @@ def test_an_op_agrees(op: str, dtype: str, tmp_path: Path):
             outcome = subject.run(tmp_path, shape, inputs, number, binary=binary)
             result = checked(op, shape, outcome)
             testing.assert_within_budget(result, subject.unfused(shape, inputs), oracle)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@branches.each_configuration
+def test_branches_agree(configuration: int, dtype: str, tmp_path: Path):
+    device = programs.build_for_device(BRANCHES)
+    for shape in branch_cases.SHAPES:
+        whole = branches.whole_numbers(shape, dtype)
+        outcome = run_branches(tmp_path, whole, configuration, binary=device)
+        assert torch.equal(branches.checked(whole, outcome), branch_cases.expected(whole)), shape
+    inputs = branches.random_numbers(branch_cases.SHAPES[0], dtype)
+    one, other = (
+        branches.checked(inputs, run_branches(tmp_path, inputs, number, binary=device))
+        for number in (configuration, 0)
+    )
+    assert torch.equal(one, other)
 
 
 @pools.every_dtype

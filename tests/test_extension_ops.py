@@ -1,4 +1,4 @@
-"""`conv2d_act`, `grid_reduction`, `split_conv2d` and the pools in the extension, with no GPU.
+"""The ops beside the pair, the branches of a reduction and the pools in the extension, with no GPU.
 
 From a call to the kernels, which CPU convolutions stand in for behind the extension's own checks;
 what these refuse; and the choice of a configuration. `test_extension.py` has what concerns the
@@ -20,6 +20,8 @@ from fused_inception.ops.common.cuda_launching import Device, choose_tile_config
 from fused_inception.ops.conv2d_act import cuda_launch as conv_launch
 from fused_inception.ops.conv2d_act.segments import Segment
 from fused_inception.ops.grid_reduction import cuda_launch as reduction_launch
+from fused_inception.ops.halving_branches import cuda_launch as branches_launch
+from fused_inception.ops.halving_branches.launch import BACKENDS as BRANCHES_BACKENDS
 from fused_inception.ops.pool2d import cuda_launch as pool_launch
 from fused_inception.ops.pool2d.launch import AVG_POOL_ACT_BACKENDS
 from fused_inception.ops.pool2d.op import Problem as PoolProblem
@@ -31,7 +33,7 @@ from fused_inception.testing import (
     channels_last,
     nan_filled_memory,
 )
-from tests import cuda_stand_ins
+from tests import branch_cases, cuda_stand_ins
 from tests.op_cases import OP_CASES, OpCase
 
 INFO = _extension.build_info()
@@ -44,6 +46,7 @@ MODULES = {
 }
 OPERATORS = {name: module._out_operator for name, module in MODULES.items()}
 OPERATORS["pool2d"] = pool_launch._out_operator
+OPERATORS["halving_branches"] = branches_launch._out_operator
 # Shared memory of a block: sm_86, 89 and 120; sm_80; sm_90 and 100.
 DEVICES = [
     Device(99 * 1024, 84, 6 << 20),
@@ -138,6 +141,80 @@ def test_segments_go_where_they_belong(monkeypatch: pytest.MonkeyPatch, sizes: l
         want = want.relu() if segment.activation == "relu" else want
         assert torch.equal(segment.output, want.half())
     assert whole.isnan().sum() == 2 * 30 * (96 - sum(sizes))
+
+
+# The branches of a grid reduction
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_extension_takes_the_branches_that_the_launcher_hands_it(
+    monkeypatch: pytest.MonkeyPatch, dtype: str
+):
+    cuda_stand_ins.install(monkeypatch)
+    shapes = (*branch_cases.SHAPES, branch_cases.MIXED_7A, branch_cases.MIXED_7A_RESNET)
+    for shape in shapes:
+        inputs = branch_cases.make(shape, DTYPES[dtype], testing.integer_conv)
+        problem = branch_cases.problem_of(shape, inputs)
+        with nan_filled_memory():
+            result = BRANCHES_BACKENDS[0].run(
+                problem, *zip(*inputs.convs, strict=True), inputs.input
+            )
+        assert torch.equal(result, branch_cases.expected(inputs)), shape
+        testing.assert_channels_last(result)
+
+
+@needs_library
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_branches_are_copied(monkeypatch: pytest.MonkeyPatch, layout: str):
+    cuda_stand_ins.install(monkeypatch)
+    shape, change = branch_cases.SHAPES[0], LAYOUTS[layout]
+    inputs = branch_cases.make(shape, torch.float16, testing.integer_conv)
+    operands = [
+        (change(conv.input), change(conv.weight), None if i == 1 else conv.bias)
+        for i, conv in enumerate(inputs.convs)
+    ]
+    convs = (inputs.convs[0], inputs.convs[1]._replace(bias=None))
+    result = BRANCHES_BACKENDS[0].run(
+        branch_cases.problem_of(shape, inputs),
+        *zip(*operands, strict=True),
+        change(inputs.input),
+    )
+    assert torch.equal(result, branch_cases.expected(inputs._replace(convs=convs)))
+
+
+def test_branches_of_batch_0_launch_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(branches_launch, "_out_operator", None)
+    shape = branch_cases.SHAPES[0]
+    inputs = branch_cases.make(shape, torch.float16, testing.integer_conv)
+    empty = branch_cases.images(inputs, slice(0))
+    problem = branch_cases.problem_of(shape, empty)
+    result = BRANCHES_BACKENDS[0].run(problem, *zip(*empty.convs, strict=True), empty.input)
+    assert result.shape == (0, sum(shape.sizes), 4, 5)
+
+
+def test_what_the_branches_do_not_take_is_refused_in_words():
+    shape = branch_cases.SHAPES[0]
+    inputs = branch_cases.make(shape, torch.float16, testing.integer_conv)
+    good = branch_cases.problem_of(shape, inputs)
+    for changes, message in (
+        ({"dtype": torch.float32}, r"dtype torch.float32; takes float16 and bfloat16"),
+        ({"c_out": (8, 2**20 + 1)}, r"1048577 channels; takes up to 2\^20"),
+        ({"channels": 2**20 + 1}, r"1048577 channels; takes up to 2\^20"),
+        ({"height": 2**16, "width": 2**15}, r"a map of 65536x32768; takes up to 2\^30 pixels"),
+        ({}, r"input is on cpu; takes CUDA tensors|the CUDA extension"),
+    ):
+        assert re.match(message, str(branches_launch.can_run(good._replace(**changes))))
+
+
+@needs_library
+def test_few_images_have_small_tiles():
+    table = branches_launch.configurations()
+    few, many = (
+        choose_tile_configuration(table, DEVICES[1], 64 * batch, [320, 192]) for batch in (1, 256)
+    )
+    assert (few.block_m, few.block_n) == (64, 32)
+    assert few.block_m * few.block_n < many.block_m * many.block_n
 
 
 # The pools, float32 included
@@ -295,6 +372,15 @@ GOOD: dict[str, dict[str, Any]] = {
         "relu": True,
         "configuration": 0,
     },
+    "halving_branches": {
+        "inputs": [half(2, 16, 9, 7), half(2, 8, 9, 7)],
+        "weights": [half(20, 16, 3, 3), half(8, 8, 3, 3)],
+        "biases": [half(20), None],
+        "outs": [half(2, 24, 4, 3), half(2, 8, 4, 3)],
+        "input": half(2, 24, 9, 7),
+        "pooled": half(2, 24, 4, 3),
+        "configuration": 0,
+    },
     "pool2d": {
         "input": half(2, 16, 9, 7),
         "bias": half(12),
@@ -336,6 +422,31 @@ BAD = {
         ({"weight_col": half(12, 16, 4, 1)}, r"must be 1xn and mx1, n and m odd"),
         ({"row": half(2, 16, 8, 8)}, r"row must have the shape \(2, 20, 8, 8\)"),
         ({"col": half(2, 16, 8, 8)}, r"col of shape \(2, 16, 8, 8\) must have strides"),
+    ],
+    "halving_branches": [
+        ({"inputs": []}, r"must be one to 3 each, got 0, 2, 2 and 2"),
+        ({"inputs": [half(2, 16, 9, 7)] * 4}, r"must be one to 3 each, got 4, 2, 2 and 2"),
+        ({"biases": [None]}, r"must be one to 3 each, got 2, 2, 1 and 2"),
+        ({"input": half(2, 24, 9, 7).float()}, r"must be float16 or bfloat16, got float32"),
+        ({"input": half(2, 20, 9, 7)}, r"channels in multiples of 8 .* got shape \(2, 20, 9, 7\)"),
+        (
+            {"input": half(2, 24, 9, 8)},
+            r"the batch and the map of input, got shapes \(2, 16, 9, 7\)",
+        ),
+        ({"inputs": [half(2, 16, 9, 7), half(3, 8, 9, 7)]}, r"the batch .* \(3, 8, 9, 7\)"),
+        ({"inputs": [half(2, 16, 9, 7), half(2, 16, 9, 7)]}, r"weight must take 16 channels"),
+        (
+            {"weights": [half(20, 16, 2, 2), half(8, 8, 3, 3)]},
+            r"kxk with k odd .* \(20, 16, 2, 2\)",
+        ),
+        ({"weights": [half(20, 16, 3, 3), half(8, 8, 3, 1)]}, r"kxk with one k, .* \(8, 8, 3, 1\)"),
+        ({"biases": [half(24), None]}, r"bias must have 20 values, got 24"),
+        (
+            {"outs": [half(2, 16, 4, 3), half(2, 8, 4, 3)]},
+            r"out must have the shape \(2, 20, 4, 3\)",
+        ),
+        ({"pooled": half(2, 16, 4, 3)}, r"pooled must have the shape \(2, 24, 4, 3\)"),
+        ({"pooled": half(2, 24, 4, 3).bfloat16()}, r"pooled must be float16 as input is"),
     ],
     "pool2d": [
         ({"input": half(2, 16, 9, 7).double()}, r"float16, bfloat16 or float32, got float64"),
@@ -384,7 +495,7 @@ def test_schemas_are_stable():
         for module in MODULES.values()
         for operator in (module._out_operator, module._configurations_operator)
     ]
-    schemas.append(str(OPERATORS["pool2d"]._schema))
+    schemas += [str(OPERATORS[name]._schema) for name in ("halving_branches", "pool2d")]
     assert schemas == [
         "fused_inception::_conv2d_act_cuda_out(Tensor input, Tensor weight, Tensor? bias, "
         "Tensor(a!)[] outs, int[] sizes, int relus, int[] stride, int[] padding, "
@@ -397,6 +508,9 @@ def test_schemas_are_stable():
         "Tensor? bias_row, Tensor weight_col, Tensor? bias_col, Tensor(a!) row, Tensor(b!) col, "
         "bool relu, int configuration) -> ()",
         "fused_inception::_split_conv2d_cuda_configurations(int channels) -> int[]",
+        "fused_inception::_halving_branches_cuda_out(Tensor[] inputs, Tensor[] weights, "
+        "Tensor?[] biases, Tensor(a!)[] outs, Tensor input, Tensor(b!) pooled, "
+        "int configuration) -> ()",
         "fused_inception::_pool2d_cuda_out(Tensor input, Tensor? bias, Tensor(a!) out, "
         "int[] kernel, int[] stride, int[] padding, int form, bool include_pad, bool relu) -> ()",
     ]

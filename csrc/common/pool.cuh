@@ -180,4 +180,43 @@ __device__ __forceinline__ WindowPool<input_t> pool_window(const FilteredMap& ma
   return window;
 }
 
+// Pools one window: 16 bytes of channels of one output pixel, number `item` of those of a launch,
+// counted over channels inside and pixels outside. `finish(window, chunk)` is the result, which
+// goes to the same channels of `output`.
+template <typename input_t, typename Finish>
+__device__ __forceinline__ void pool_item(const FilteredMap& map,
+                                          int64_t item,
+                                          bool max,
+                                          void* output,
+                                          const MapStrides& output_stride,
+                                          const Finish& finish) {
+  const int32_t chunks = map.channels / kChunkElements<input_t>;
+  const int64_t number = item / chunks;
+  if (number >= map.num_pixels()) return;
+  const auto chunk = static_cast<int32_t>(item % chunks);
+  const Pixel pixel = locate_in_order(map, static_cast<int32_t>(number), 0);
+  const device::Chunk result = finish(pool_window<input_t>(map, pixel, chunk, max), chunk);
+  const int64_t offset = pixel.offset(map.first_image, output_stride);
+  static_cast<device::Chunk*>(output)[offset / kChunkElements<input_t> + chunk] = result;
+}
+
+// The same for a maximum.
+template <typename input_t>
+__device__ __forceinline__ void max_pool_item(const FilteredMap& map,
+                                              int64_t item,
+                                              void* output,
+                                              const MapStrides& output_stride) {
+  pool_item<input_t>(
+      map, item, true, output, output_stride, [](const WindowPool<input_t>& window, int32_t) {
+        return window.pool.result(1.0f, true);
+      });
+}
+
+// Blocks of `threads` threads for all items of a launch of `map`.
+template <typename input_t>
+int64_t pool_blocks(const FilteredMap& map, int threads) {
+  const int64_t items = int64_t{map.num_pixels()} * (map.channels / kChunkElements<input_t>);
+  return (items + threads - 1) / threads;
+}
+
 }  // namespace fused_inception

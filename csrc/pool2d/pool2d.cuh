@@ -29,34 +29,22 @@
 
 namespace fused_inception {
 
-// One output pixel and piece of channels a thread.
-template <bool kMax, typename input_t>
-__device__ __forceinline__ void pool_windows(const Pool2dParams& params) {
-  const int32_t chunks = params.input.channels / kChunkElements<input_t>;
-  const int64_t item = int64_t{device::block_index()} * kPoolThreads + device::thread_index();
-  const int64_t number = item / chunks;
-  if (number >= params.input.num_pixels()) return;
-  const auto chunk = static_cast<int32_t>(item % chunks);
-  const Pixel pixel = locate_in_order(params.input, static_cast<int32_t>(number), 0);
-  const auto [pool, count] = pool_window<input_t>(params.input, pixel, chunk, kMax);
-  device::Chunk result;
-  if constexpr (kMax) {
-    result = pool.result(1.0f, true);
-  } else {
-    const int32_t taps = params.input.cross_taps * params.input.line_taps;
-    const auto divisor = static_cast<float>(params.include_pad ? taps : count);
-    result = rounded<input_t>([&, &pool = pool](int element) {
-      float value = pool.mean(element, divisor);
+template <typename input_t>
+__device__ __forceinline__ void average_item(const Pool2dParams& params, int64_t item) {
+  const FilteredMap& map = params.input;
+  const auto finish = [&](const WindowPool<input_t>& window, int32_t chunk) {
+    const int32_t taps = map.cross_taps * map.line_taps;
+    const auto divisor = static_cast<float>(params.include_pad ? taps : window.count);
+    return rounded<input_t>([&](int element) {
+      float value = window.pool.mean(element, divisor);
       const int32_t channel = chunk * kChunkElements<input_t> + element;
       if (params.bias != nullptr && channel < params.biased) {
         value += element_at<input_t>(params.bias, channel);
       }
       return params.relu ? device::relu(value) : value;
     });
-  }
-  auto* output = static_cast<device::Chunk*>(params.output);
-  const int64_t offset = pixel.offset(params.input.first_image, params.output_stride);
-  output[offset / kChunkElements<input_t> + chunk] = result;
+  };
+  pool_item<input_t>(map, item, false, params.output, params.output_stride, finish);
 }
 
 // kGlobalChunks pieces of channels of one image a block.
@@ -108,10 +96,13 @@ __device__ __forceinline__ void pool_whole_map(const Pool2dParams& params) {
 template <int kForm, typename input_t>
 __global__ void __launch_bounds__(kPoolThreads, kPool2dForms[kForm].min_blocks)
     pool2d_kernel(const __grid_constant__ Pool2dParams params) {
-  if constexpr (kForm == kGlobalAveragePool) {
-    pool_whole_map<input_t>(params);
+  const int64_t item = int64_t{device::block_index()} * kPoolThreads + device::thread_index();
+  if constexpr (kForm == kMaxPool) {
+    max_pool_item<input_t>(params.input, item, params.output, params.output_stride);
+  } else if constexpr (kForm == kAveragePool) {
+    average_item<input_t>(params, item);
   } else {
-    pool_windows<kForm == kMaxPool, input_t>(params);
+    pool_whole_map<input_t>(params);
   }
 }
 

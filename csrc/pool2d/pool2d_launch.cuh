@@ -16,9 +16,9 @@ device::Status launch_pool2d(const Pool2dParams& params, int form, device::Strea
   return with_configuration<kNumPool2dForms>(form, [&](auto number) {
     const int64_t chunks = params.input.channels / kChunkElements<input_t>;
     const int64_t parts = (chunks + kGlobalChunks - 1) / kGlobalChunks;
-    const int64_t items = params.input.num_pixels() * chunks;
-    const int64_t blocks = number == kGlobalAveragePool ? params.input.num_images * parts
-                                                        : (items + kPoolThreads - 1) / kPoolThreads;
+    const int64_t blocks = number == kGlobalAveragePool
+                               ? params.input.num_images * parts
+                               : pool_blocks<input_t>(params.input, kPoolThreads);
     return device::launch(pool2d_kernel<number, input_t>,
                           blocks,
                           kPoolThreads,

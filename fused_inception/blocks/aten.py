@@ -18,6 +18,7 @@ from fused_inception.blocks.plan import (
     POOL_WINDOW,
     AveragePool,
     Conv,
+    HalvingBranches,
     MaxPool,
     Pair,
     Reduction,
@@ -91,6 +92,10 @@ class _Run:
             self.conv_into(x, step.col, place[:, filters:])
         elif isinstance(step, Reduction):
             self.conv_into(x, step.role, self.slices[step.role], halves=True)
+            self.max_pool(x, step.pool, halves=True)
+        elif isinstance(step, HalvingBranches):
+            for source, role in zip(step.inputs, step.roles, strict=True):
+                self.conv_into(self.maps[source], role, self.slices[role], halves=True)
             self.max_pool(x, step.pool, halves=True)
         elif isinstance(step, MaxPool):
             self.max_pool(x, step.target, halves=step.halves)

@@ -13,6 +13,7 @@ from fused_inception.blocks.plan import (
     INPUT,
     AveragePool,
     Conv,
+    HalvingBranches,
     MaxPool,
     Pair,
     Plan,
@@ -29,6 +30,8 @@ from fused_inception.ops.conv2d_act import launch as conv_launch
 from fused_inception.ops.conv2d_act.launch import Segment
 from fused_inception.ops.factorized_conv2d import launch as pair_launch
 from fused_inception.ops.grid_reduction import launch as reduction_launch
+from fused_inception.ops.halving_branches import launch as branches_launch
+from fused_inception.ops.halving_branches.problem import Branch
 from fused_inception.ops.pool2d import launch as pool_launch
 from fused_inception.ops.split_conv2d import launch as split_launch
 
@@ -42,6 +45,7 @@ _OPS: dict[type, tuple[str, tuple[dispatch.Backend, ...]]] = {
     Pair: (pair_launch.NAME, pair_launch.BACKENDS),
     Split: (split_launch.NAME, split_launch.BACKENDS),
     Reduction: (reduction_launch.NAME, reduction_launch.BACKENDS),
+    HalvingBranches: (branches_launch.NAME, branches_launch.BACKENDS),
     MaxPool: (pool_launch.MAX_POOL, pool_launch.MAX_POOL_BACKENDS),
     AveragePool: (pool_launch.AVG_POOL_ACT, pool_launch.AVG_POOL_ACT_BACKENDS),
 }
@@ -170,6 +174,12 @@ def _launch(
     elif isinstance(step, Reduction):
         conv, pool = maps[step.role], maps[step.pool]
         launcher(problem, x, *weights[step.role], conv, pool, "relu")
+    elif isinstance(step, HalvingBranches):
+        branches = [
+            Branch(maps[source], *weights[role], maps[role])
+            for source, role in zip(step.inputs, step.roles, strict=True)
+        ]
+        launcher(problem, branches, x, maps[step.pool])
     elif isinstance(step, MaxPool):
         launcher(problem, x, maps[step.target])
     else:

@@ -20,28 +20,10 @@ struct Operands {
 
   int32_t integer(const char* key) const { return static_cast<int32_t>(arguments.number(key)); }
 
-  const void* file(const char* name) const {
-    const std::string path = arguments.text(name, "");
-    return path.empty() ? nullptr : driver::Buffer::read(name, path).get();
-  }
-
-  MapStrides output_stride() const {
-    const int64_t pixel = arguments.number("out_channels"), row = pixel * input.out_line_size;
-    return {row * input.out_cross_size, row, pixel};
-  }
-
-  // "size:offset:relu" after `begin` filters.
+  const void* file(const char* name) const { return driver::file(arguments, name); }
+  MapStrides output_stride() const { return driver::output_stride(arguments, input); }
   Segment segment(const std::string& text, int32_t begin) const {
-    int32_t size = 0, offset = 0, relu = 0;
-    char colon = 0;
-    std::istringstream(text) >> size >> colon >> offset >> colon >> relu;
-    return {output + offset,
-            output_stride(),
-            input.first_image,
-            begin,
-            begin + size,
-            round_up(size, 8),
-            relu != 0};
+    return driver::segment(arguments, input, output, text, begin);
   }
 };
 

@@ -13,11 +13,9 @@ template <typename Element>
 device::Status run(const driver::Arguments& arguments, char* output, int64_t element_bytes) {
   Pool2dParams params = {};
   params.input = driver::input_map(arguments, element_bytes);
-  const int64_t pixel = arguments.number("out_channels"), row = pixel * params.input.out_line_size;
   params.output = output + element_bytes * arguments.number("offset");
-  params.output_stride = {row * params.input.out_cross_size, row, pixel};
-  const std::string bias = arguments.text("bias", "");
-  if (!bias.empty()) params.bias = driver::Buffer::read("bias", bias).get();
+  params.output_stride = driver::output_stride(arguments, params.input);
+  params.bias = driver::file(arguments, "bias");
   params.biased = static_cast<int32_t>(arguments.number("biased"));
   params.include_pad = arguments.number("include_pad") != 0;
   params.relu = arguments.number("relu") != 0;
