@@ -9,9 +9,9 @@ the next, then those of the pool: a program finds out whose tile it has and is t
 has the order of `conv2d_act`, taps outside and channels inside, and its bits.
 
 Bytes moved from and to memory: those of the launches that it stands for. What is saved is launches,
-and multiprocessors that idle: at 17×17 one image makes five tiles of 320 filters, three of 192 and
-24 of the pool, of which none waits for another. The pool's come last, where the tiles of the
-convolutions leave some idle.
+and multiprocessors that idle: at 17×17 one image makes five tiles of its 320 filters, three of its
+192 and 24 of the pool, of which none waits for another. The pool's come last, where the tiles of
+the convolutions leave some idle.
 
 Limits: up to three convolutions; channels in multiples of 16 (the launcher pads others with zeros).
 One launch covers fewer than 2^31 rows, and the launcher splits a larger batch.
