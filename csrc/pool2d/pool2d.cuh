@@ -16,7 +16,7 @@
 // H100's memory (3.35 TB/s). A comparison is some seven instructions, a sum three: with nine pixels
 // a window 27, 13 and 1 us of its lanes (132 x 128 at 1.76 GHz), below the memory's time. The one
 // pool of a network where they are above it is the max pool with step 1 in front of a 1x1,
-// 8x8x2048, 71 us to 40: all other operations there take ten times as long.
+// 8x8x2048, 71 us to 40, in a block of 0.78 GFLOP an image, 0.2 ms at 989 TFLOP/s.
 //
 // Range: any window and step; padding of at most half of the window, so that no window is empty;
 // elements of 16 or 32 bits; channels in multiples of 8, which the caller pads; any batch of up to
