@@ -47,7 +47,7 @@ class BranchInputs(NamedTuple):
 SHAPES = (
     # Tiles across images, channels that end inside a K block, more filters than a tile has.
     BranchShape(3, 9, 11, ((40, 136), (17, 33)), 20),
-    BranchShape(2, 8, 7, ((24, 40), (3, 9), (72, 264)), 104),
+    BranchShape(2, 8, 7, ((24, 40), (3, 9), (72, 136)), 104),
     BranchShape(2, 10, 7, ((3, 1), (9, 5)), 12, 5),
     BranchShape(1, 3, 3, ((8, 8),), 8),
     BranchShape(2, 5, 4, ((1, 17), (16, 16)), 1, 1),

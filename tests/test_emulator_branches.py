@@ -75,7 +75,7 @@ def test_every_configuration_is_tested():
 @each_configuration
 @every_dtype
 def test_integers_are_exact(configuration: int, dtype: str, tmp_path: Path):
-    for shape in SHAPES:
+    for shape in SHAPES if dtype == "bf16" else SHAPES[:2]:
         inputs = whole_numbers(shape, dtype)
         for schedule in ("lazy", "eager") if shape is SHAPES[0] else ("lazy",):
             outcome = run_branches(tmp_path, inputs, configuration, schedule=schedule)
@@ -184,10 +184,10 @@ def test_swarm_of_schedules(configuration: int, tmp_path: Path):
     programs.refusal() is None and programs.sanitizer_refusal() is not None,
     reason="emulator: g++ has no libasan or no libubsan",
 )
-@each_configuration
-def test_sanitizers(configuration: int, tmp_path: Path):
+def test_sanitizers(tmp_path: Path):
+    """One configuration: nothing in a tile is this kernel's own."""
     inputs = whole_numbers(SHAPES[0], "bf16")
-    outcome = run_branches(tmp_path, inputs, configuration, variant=SANITIZED)
+    outcome = run_branches(tmp_path, inputs, 2, variant=SANITIZED)
     assert torch.equal(checked(inputs, outcome), expected(inputs))
 
 
