@@ -519,8 +519,9 @@ class Run:
 
 # Names of the scripts, in the order in which they run.
 SUITES = ("factorized_conv2d", "split_conv2d", "grid_reduction", "conv2d_act", "network")
-# These run only where they are named: they need packages that the others do not.
-NAMED_SUITES = ("adapters",)
+# These run only where they are named: they need packages that the others do not, or no target is
+# set for what they measure.
+NAMED_SUITES = ("adapters", "halving_branches", "pool2d")
 
 
 def load_cases(

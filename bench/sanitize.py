@@ -11,6 +11,7 @@ that is made on purpose; a sanitizer that finds nothing there proves nothing els
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -33,13 +34,48 @@ from fused_inception import (
     split_conv2d,
     testing,
 )
+from fused_inception.blocks import FUSED_BLOCKS, BlockWeights, ConvWeights
+from fused_inception.ops.pool2d.op import global_avg_pool2d, max_pool2d
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
-OPS = ("factorized_conv2d", "split_conv2d", "grid_reduction", "conv2d_act")
+OPS = ("factorized_conv2d", "split_conv2d", "grid_reduction", "conv2d_act", "pool2d", "blocks")
 PLANTED = "planted"
 _FOUND = 86  # the exit code that a sanitizer is asked for when it has found something
 _SECONDS = 500.0
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# Two blocks whose steps are not all ops: the end of a grid reduction, and the average pool.
+# Filters, channels, rows and columns of each convolution.
+BLOCKS = {
+    "inception_d": {
+        "direct_reduce": (40, 48, 1, 1), "direct_last": (72, 40, 3, 3),
+        "pair_reduce": (32, 48, 1, 1), "pair_row": (40, 32, 1, 7), "pair_col": (24, 40, 7, 1),
+        "pair_last": (33, 24, 3, 3),
+    },
+    "inception_a": {
+        "direct": (64, 48, 1, 1), "wide_reduce": (48, 48, 1, 1), "wide_last": (64, 48, 5, 5),
+        "double_reduce": (64, 48, 1, 1), "double_mid": (40, 64, 3, 3),
+        "double_last": (37, 40, 3, 3), "pool_project": (29, 48, 1, 1),
+    },
+}  # fmt: skip
+
+
+def block_operands(kind: str, dtype: torch.dtype) -> tuple[torch.Tensor | None, ...]:
+    """An input, and the weights and biases as the block's op takes them."""
+    convs = {}
+    for role, size in BLOCKS[kind].items():
+        filters, channels, *kernel = size
+        shape = testing.ConvShape(2, 17, 17, channels, filters, (kernel[0], kernel[1]))
+        _, weight, bias = testing.random_conv(shape, dtype)
+        convs[role] = ConvWeights(weight, bias)
+    weights, biases = FUSED_BLOCKS[kind].pack(convs)
+    return testing.channels_last(torch.randn(2, 48, 17, 17).to(dtype)), *weights, *biases
+
+
+def run_block(kind: str, input: torch.Tensor, *tensors: Any, backend: str) -> torch.Tensor:
+    """A block on operands from `block_operands`."""
+    spec = FUSED_BLOCKS[kind]
+    count = len(spec.weight_names)
+    return spec.forward(input, BlockWeights(tensors[:count], tensors[count:]), backend=backend)
 
 
 def calls(op: str) -> Iterator[tuple[str, Callable[..., torch.Tensor], Any, dict[str, Any]]]:
@@ -69,6 +105,20 @@ def calls(op: str) -> Iterator[tuple[str, Callable[..., torch.Tensor], Any, dict
                 for pool in ("max", "avg"):
                     operands = testing.random_conv(reduction, dtype)
                     yield f"{reduction}-{pool}", grid_reduction, operands, {"pool": pool}
+        elif op == "blocks":
+            for kind in BLOCKS:
+                yield kind, functools.partial(run_block, kind), block_operands(kind, dtype), {}
+        elif op == "pool2d":
+            for size in ((2, 64, 17, 17), (3, 37, 9, 12)):
+                x = testing.channels_last(torch.randn(size).to(dtype))
+                yield f"max-{size}", max_pool2d, (x,), {"kernel": 3, "stride": 2}
+                yield (
+                    f"padded-max-{size}",
+                    max_pool2d,
+                    (x,),
+                    {"kernel": 3, "stride": 1, "padding": 1},
+                )
+                yield f"mean-{size}", global_avg_pool2d, (x,), {}
         else:
             for conv in (
                 testing.ConvShape(2, 17, 17, 64, 64, (1, 1)),

@@ -89,6 +89,11 @@ def refusal(dtype: torch.dtype, device: torch.device) -> str | None:
     """Why no kernel of the extension can run on `dtype` and `device`, or None where one can."""
     if dtype not in DTYPES:
         return f"dtype {dtype}; takes float16 and bfloat16"
+    return device_refusal(device)
+
+
+def device_refusal(device: torch.device) -> str | None:
+    """Why no kernel of the extension can run on `device`, or None where one can."""
     info = build_info()
     if info["error"] is not None:
         return str(info["error"])

@@ -42,7 +42,8 @@ MATRIX_INSTRUCTIONS = {
 }
 # Arguments that are multiples of 16 by construction, because the launcher pads channels ...
 PADDED = {
-    "c_in", "mid_channels", "channels", "stride_xn", "stride_xh", "stride_xw", "stride_x_cross",
+    "c_in", "mid_channels", "channels", "channels0", "channels1", "channels2", "stride_pool_x",
+    "stride_xn", "stride_xh", "stride_xw", "stride_x_cross",
     "stride_x_line", "stride_src_n", "stride_src_cross", "stride_src_line",
 }  # fmt: skip
 # ... and those that are where the filters of a network are.
@@ -50,7 +51,7 @@ OF_ANY_SIZE = {
     "c_mid", "c_out", "c_row", "c_col", "filters", "stored", "pool_channels", "stride_yn",
     "stride_y_cross", "stride_y_line", "stride_dst_n", "stride_dst_cross", "stride_dst_line",
     "stride_y", "stride_y0", "stride_y1", "stride_y2", "stride_y3", "stride_y_row", "stride_y_col",
-    "stride_pool", "end0", "end1", "end2", "end3",
+    "stride_pool", "end0", "end1", "end2", "end3", "filters0", "filters1", "filters2",
 }  # fmt: skip
 CLASSES = tuple(dict.fromkeys(DEVICE_CLASSES.values()))
 BIASED = {"HAS_BIAS": True, "RELU": True}
@@ -125,6 +126,10 @@ VARIANTS = (
     Variant("grid_reduction", "grid_reduction_kernel", "max", {"KERNEL": 3, "MAX": True, **BIASED}),
     Variant(
         "grid_reduction", "grid_reduction_kernel", "avg", {"KERNEL": 3, "MAX": False, **BIASED}
+    ),
+    Variant(
+        "halving_branches", "halving_branches_kernel", "3",
+        {"KERNEL": 3, "BRANCHES": 3, "BIASES": 7, "POOL_P": 32, "POOL_K": 64},
     ),
     Variant(
         "pool2d", "max_pool2d_kernel", "3x3s2",

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import triton
 
-from tests.emulator import convolutions, programs
+from tests.emulator import branches, convolutions, pools, programs
 from tests.emulator.pair import Configuration, configurations
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +50,9 @@ def table_of(op: str) -> Table:
     """The configurations of an op's kernels."""
     if op in convolutions.OPS:
         return convolutions.configurations(op, C_IN)
+    for program in (branches, pools):
+        if op == program.OP:
+            return program.configurations()
     return configurations(C_MID)
 
 
@@ -176,7 +179,8 @@ def faults(row: Row, architecture: str, table: Table) -> list[str]:
         return ["has matrix instructions"] if row.matrix_instructions else []
     if row.spilled_bytes:
         found.append(f"spills {row.spilled_bytes} bytes")
-    if not row.matrix_instructions:
+    # A pool has no product.
+    if not row.matrix_instructions and not row.kernel.startswith(pools.OP):
         found.append("has no matrix instruction")
     if row.configuration is None:
         found.append("has no row in a table of configurations")

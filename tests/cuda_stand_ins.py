@@ -1,4 +1,4 @@
-"""CPU convolutions in the place of the extension's kernels, behind its own checks.
+"""CPU convolutions and pools in the place of the extension's kernels, behind its own checks.
 
 Each function stands for one internal operator: the extension first gets the very operands and may
 refuse nothing but their device. Channels past the last filter are filled with
@@ -22,6 +22,8 @@ from fused_inception.ops.common.cuda_launching import Device
 from fused_inception.ops.conv2d_act import cuda_launch as conv_launch
 from fused_inception.ops.factorized_conv2d import cuda_launch as pair_launch
 from fused_inception.ops.grid_reduction import cuda_launch as reduction_launch
+from fused_inception.ops.halving_branches import cuda_launch as branches_launch
+from fused_inception.ops.pool2d import cuda_launch as pool_launch
 from fused_inception.ops.split_conv2d import cuda_launch as split_launch
 
 # The call that is made, with the operator's name, for tests that look at it.
@@ -80,11 +82,33 @@ def _conv(input, weight, bias, outs, sizes, relus, stride, padding, number):
         _fill(out, part, bool(relus >> i & 1))
 
 
+def _branches(inputs, weights, biases, outs, input, pooled, number):
+    for x, weight, bias, out in zip(inputs, weights, biases, outs, strict=True):
+        _fill(out, conv2d(x, weight, bias, (2, 2), (0, 0)), True)
+    _fill(pooled, F.max_pool2d(input, weights[0].shape[2], 2), False)
+
+
+def _pool(input, bias, out, kernel, stride, padding, form, include_pad, relu):
+    window = (tuple(kernel), tuple(stride), tuple(padding))
+    if form == pool_launch.MAX:
+        result = F.max_pool2d(input, *window)
+    elif form == pool_launch.AVERAGE:
+        result = F.avg_pool2d(input.double(), *window, count_include_pad=include_pad)
+    else:
+        result = input.double().mean((2, 3), keepdim=True)
+    if bias is not None:
+        shift = F.pad(bias.double(), (0, input.shape[1] - len(bias)))
+        result = result + shift.reshape(1, -1, 1, 1)
+    _fill(out, result, relu)
+
+
 STAND_INS: dict[str, tuple[ModuleType, Callable[..., None]]] = {
     "factorized_conv2d": (pair_launch, _pair),
     "split_conv2d": (split_launch, _split),
     "grid_reduction": (reduction_launch, _reduction),
     "conv2d_act": (conv_launch, _conv),
+    "halving_branches": (branches_launch, _branches),
+    "pool2d": (pool_launch, _pool),
 }
 
 
@@ -109,8 +133,8 @@ def install(monkeypatch: pytest.MonkeyPatch, record: Record = lambda op, operand
     for op, (module, function) in STAND_INS.items():
         stand_in = checked(op, module._out_operator, function)
         monkeypatch.setattr(module, "_out_operator", stand_in)
-    monkeypatch.setattr(_extension, "refusal", lambda dtype, device: None)
+    monkeypatch.setattr(_extension, "device_refusal", lambda device: None)
     monkeypatch.setattr(pair_launch, "_device", lambda device: LIMITS)
     monkeypatch.setattr(pair_launch, "SM90_ENABLED", False)
-    for module in (cuda_launching, split_launch, reduction_launch, conv_launch):
+    for module in (cuda_launching, split_launch, reduction_launch, conv_launch, branches_launch):
         monkeypatch.setattr(module, "device_limits", lambda device: LIMITS)

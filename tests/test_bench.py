@@ -167,7 +167,7 @@ def test_a_device_that_is_not_there_is_refused(name: str, message: str):
 # ------------------------------------------------------------------------------------ rows
 
 
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("suite", [*SUITES, "halving_branches", "pool2d"])
 def test_every_script_measures_on_a_cpu(suite: str, tmp_path: Path):
     """The host's clock, PyTorch's own convolutions; nothing that only a GPU has is written down."""
     policy = Policy(rounds=1, without=frozenset({"P3"}))

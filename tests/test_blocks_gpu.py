@@ -6,6 +6,7 @@ same kernels on a CPU.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bench.peers import fold
-from fused_inception import fuse, report, testing
+from fused_inception import available_backends, conv2d_act, fuse, report, testing
 from fused_inception.blocks import ConvWeights
 from fused_inception.models import (
     InceptionA,
@@ -24,9 +25,12 @@ from fused_inception.models import (
     InceptionE,
     inception_v3,
 )
+from fused_inception.ops.halving_branches import cuda_launch as branches_cuda
+from fused_inception.ops.halving_branches import launch as branches_launch
 from fused_inception.ops.pool2d import launch as pool_launch
 from fused_inception.ops.pool2d.op import Problem as PoolProblem
 from fused_inception.ops.pool2d.op import global_avg_pool2d, max_pool2d
+from tests import branch_cases
 from tests.test_blocks import AVERAGED, BLOCKS, fused, images, make_convs, unfused
 from tests.test_fuse import (
     PooledByMaximum,
@@ -213,30 +217,39 @@ def test_peak_memory_is_at_most_seven_tenths_of_the_folded_network(network):
 # Pools
 
 
+@pytest.fixture(params=["triton", "cuda"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """A backend that has kernels for pools."""
+    state = available_backends()[request.param]
+    if state != "available":
+        pytest.skip(f"{request.param}: {state}")
+    return request.param
+
+
 @pytest.mark.parametrize("window", [(3, 2, 0), (3, 1, 1), ((3, 2), (2, 1), (1, 0))], ids=str)
 @pytest.mark.parametrize("shape", [(2, 768, 17, 17), (3, 20, 9, 8), (1, 64, 147, 147)], ids=str)
-def test_the_maximum_is_bitwise_pytorchs(shape, window, precision):
+def test_the_maximum_is_bitwise_pytorchs(shape, window, precision, backend):
     dtype, _ = precision
     generator = torch.Generator().manual_seed(3)
     values = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0, -1.0, 1e-7])
     draw = values[torch.randint(len(values), shape, generator=generator)]
     for x in (draw, torch.randn(shape, generator=generator)):
         x = testing.channels_last(x.to(dtype)).to(DEVICE)
-        result = max_pool2d(x, window[0], stride=window[1], padding=window[2], backend="triton")
+        result = max_pool2d(x, window[0], stride=window[1], padding=window[2], backend=backend)
         testing.assert_same_bits(result, F.max_pool2d(x, *window))
 
 
 @pytest.mark.parametrize("include_pad", [True, False], ids=["pad", "no-pad"])
 @pytest.mark.parametrize("shape", [(2, 192, 17, 17), (3, 20, 9, 8), (2, 64, 35, 35)], ids=str)
-def test_averages_are_within_twice_pytorchs_error(shape, include_pad, precision):
+def test_averages_are_within_twice_pytorchs_error(shape, include_pad, precision, backend):
     dtype, factor = precision
     n, c, h, w = shape
     generator = torch.Generator().manual_seed(3)
     x = testing.channels_last(torch.randn(shape, generator=generator).to(dtype)).to(DEVICE)
     bias = torch.randn(c, generator=generator).to(DEVICE, dtype)
     problem = PoolProblem(n, c, h, w, (3, 3), (1, 1), (1, 1), h, w, dtype, x.device)
-    output = torch.empty_like(x)
-    pool_launch.launch_avg_pool_act(problem, x, bias, output, include_pad)
+    candidate = next(b for b in pool_launch.AVG_POOL_ACT_BACKENDS if b.name == backend)
+    output = candidate.run(problem, x, bias, include_pad)
 
     def reference(x, bias):
         pooled = F.avg_pool2d(x, 3, 1, 1, count_include_pad=include_pad)
@@ -247,9 +260,71 @@ def test_averages_are_within_twice_pytorchs_error(shape, include_pad, precision)
 
 
 @pytest.mark.parametrize("shape", [(2, 2048, 8, 8), (3, 20, 9, 8), (5, 2048, 1, 1)], ids=str)
-def test_the_global_mean_is_within_twice_pytorchs_error(shape, precision):
+def test_the_global_mean_is_within_twice_pytorchs_error(shape, precision, backend):
     dtype, factor = precision
     x = testing.channels_last(torch.randn(shape).to(dtype)).to(DEVICE)
-    result = global_avg_pool2d(x, backend="triton")
+    result = global_avg_pool2d(x, backend=backend)
     oracle = x.double().mean((2, 3), keepdim=True)
     testing.assert_within_budget(result, F.adaptive_avg_pool2d(x, 1), oracle, factor)
+
+
+@torch.no_grad()
+def test_both_backends_give_the_same_bits(precision):
+    """But the mean of a whole map, whose order is each backend's own."""
+    dtype, _ = precision
+    if available_backends()["cuda"] != "available":
+        pytest.skip(f"cuda: {available_backends()['cuda']}")
+    x = testing.channels_last(torch.randn(3, 200, 17, 17).to(dtype)).to(DEVICE)
+    bias = torch.randn(200).to(DEVICE, dtype)
+    problem = PoolProblem(3, 200, 17, 17, (3, 3), (1, 1), (1, 1), 17, 17, dtype, x.device)
+    ours, theirs = pool_launch.AVG_POOL_ACT_BACKENDS
+    for include_pad in (True, False):
+        result = ours.run(problem, x, bias, include_pad)
+        assert torch.equal(result, theirs.run(problem, x, bias, include_pad))
+    cuda, triton = (max_pool2d(x, 3, stride=2, backend=name) for name in ("cuda", "triton"))
+    assert torch.equal(cuda, triton)
+
+
+# The end of a grid reduction as one launch
+
+
+def run_branches(shape, inputs, backend):
+    candidate = next(b for b in branches_launch.BACKENDS if b.name == backend)
+    problem = branch_cases.problem_of(shape, inputs)
+    refused = candidate.can_run(problem)
+    if refused is not None:
+        pytest.skip(f"{backend}: {refused}")
+    return candidate.run(problem, *zip(*inputs.convs, strict=True), inputs.input)
+
+
+@pytest.mark.parametrize(
+    "shape", [*branch_cases.SHAPES, branch_cases.MIXED_7A, branch_cases.MIXED_7A_RESNET], ids=str
+)
+def test_branches_are_exact(shape, precision, backend, monkeypatch: pytest.MonkeyPatch):
+    """Every configuration of the extension, which all give the same bits."""
+    dtype, _ = precision
+    shape = dataclasses.replace(shape, batch=3)
+    whole = branch_cases.make(shape, dtype, testing.integer_conv)
+    here = branch_cases.on(whole, DEVICE)
+    random = branch_cases.on(branch_cases.make(shape, dtype, testing.random_conv), DEVICE)
+    assert torch.equal(run_branches(shape, here, backend).cpu(), branch_cases.expected(whole))
+    first = run_branches(shape, random, backend)
+    for configuration in branches_cuda.configurations() if backend == "cuda" else ():
+        monkeypatch.setattr(branches_cuda, "choose", lambda problem, c=configuration: c)
+        assert torch.equal(run_branches(shape, random, backend), first)
+        exact = run_branches(shape, here, backend).cpu()
+        assert torch.equal(exact, branch_cases.expected(whole))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 32])
+def test_branches_have_the_bits_of_a_launch_each(batch, precision, backend):
+    dtype, _ = precision
+    shape = dataclasses.replace(branch_cases.MIXED_7A, batch=batch)
+    inputs = branch_cases.on(branch_cases.make(shape, dtype, testing.random_conv), DEVICE)
+    together = run_branches(shape, inputs, backend)
+    alone = [conv2d_act(*conv, stride=2, backend=backend) for conv in inputs.convs]
+    alone.append(max_pool2d(inputs.input, 3, stride=2, backend=backend))
+    assert torch.equal(together, torch.cat(alone, 1))
+    one = branch_cases.images(inputs, slice(batch - 1, batch))
+    single = run_branches(dataclasses.replace(shape, batch=1), one, backend)
+    assert torch.equal(single[0], together[batch - 1])

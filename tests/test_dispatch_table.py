@@ -28,6 +28,10 @@ from fused_inception.ops.factorized_conv2d import launch as pair_launch
 from fused_inception.ops.factorized_conv2d.op import Problem as PairProblem
 from fused_inception.ops.grid_reduction import launch as reduction_launch
 from fused_inception.ops.grid_reduction.op import Problem as ReductionProblem
+from fused_inception.ops.halving_branches import launch as branches_launch
+from fused_inception.ops.halving_branches.problem import Problem as BranchesProblem
+from fused_inception.ops.pool2d import launch as pool_launch
+from fused_inception.ops.pool2d.op import Problem as PoolProblem
 from fused_inception.ops.split_conv2d import launch as split_launch
 from fused_inception.ops.split_conv2d.op import Problem as SplitProblem
 
@@ -40,6 +44,15 @@ PROBLEMS: dict[str, type] = {
     "grid_reduction": ReductionProblem,
     "split_conv2d": SplitProblem,
     "linear": ConvProblem,
+    "halving_branches": BranchesProblem,
+    "max_pool2d": PoolProblem,
+    "avg_pool2d_act": PoolProblem,
+    "global_avg_pool2d": PoolProblem,
+}
+POOLS = {
+    "max_pool2d": pool_launch.MAX_POOL_BACKENDS,
+    "avg_pool2d_act": pool_launch.AVG_POOL_ACT_BACKENDS,
+    "global_avg_pool2d": pool_launch.GLOBAL_AVG_POOL_BACKENDS,
 }
 BACKENDS = {
     "conv2d_act": conv_launch.BACKENDS,
@@ -47,6 +60,8 @@ BACKENDS = {
     "grid_reduction": reduction_launch.BACKENDS,
     "split_conv2d": split_launch.BACKENDS,
     "linear": layers._BACKENDS,
+    "halving_branches": branches_launch.BACKENDS,
+    **POOLS,
 }
 CUDA = torch.device("cuda", 0)
 INFO = _extension.build_info()
@@ -84,6 +99,15 @@ def problems(dtype: torch.dtype) -> Iterator[tuple[str, Any]]:
             1, r.c_in, r.height, r.width, r.c_out, r.kernel, (r.height - r.kernel) // 2 + 1,
             (r.width - r.kernel) // 2 + 1, "max", dtype, CUDA,
         )  # fmt: skip
+    for sizes in (((192, 192), (320, 192)), ((5,), (3,))):
+        yield "halving_branches", BranchesProblem(1, 17, 17, *sizes, 768, 3, 8, 8, dtype, CUDA)
+    for op, window, stride, padding, size in (
+        ("max_pool2d", (3, 3), (2, 2), (0, 0), (8, 8)),
+        ("avg_pool2d_act", (3, 3), (1, 1), (1, 1), (17, 17)),
+        ("global_avg_pool2d", (17, 17), (1, 1), (0, 0), (1, 1)),
+    ):
+        for channels in (768, 5):
+            yield op, PoolProblem(1, channels, 17, 17, window, stride, padding, *size, dtype, CUDA)
 
 
 # The tables.
@@ -108,7 +132,8 @@ def test_entries_are_complete(name: str):
     for op in PROBLEMS:
         last = [entry for entry in table if entry.op == op][-1]
         assert last.shape == {}, op
-        assert set(last.dtypes) == {torch.float16, torch.bfloat16}
+        wide = {torch.float32} if op in POOLS else set()
+        assert set(last.dtypes) == {torch.float16, torch.bfloat16} | wide
     for entry in table:
         assert entry.op in PROBLEMS
         assert entry.block_k.keys() <= {"cuda", "triton", "aten"}
@@ -123,6 +148,9 @@ def test_k_blocks_are_those_that_the_backends_have(name: str):
     assert f"constexpr int kBlockK = {cuda_launching.BLOCK_K};" in tile
     precisions = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
     for entry in dispatch_table.load(name):
+        if entry.op in POOLS:  # no sum over channels
+            assert set(entry.block_k.values()) == {None}
+            continue
         assert entry.block_k.get("cuda", cuda_launching.BLOCK_K) == cuda_launching.BLOCK_K
         block_k = entry.block_k.get("triton")
         if block_k is not None:
@@ -185,7 +213,7 @@ def test_the_first_entry_that_fits_decides(monkeypatch: pytest.MonkeyPatch):
 def capability(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A device of this compute capability, as far as the choice of a backend asks."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: request.param)
-    monkeypatch.setattr(_extension, "refusal", lambda dtype, device: None)
+    monkeypatch.setattr(_extension, "device_refusal", lambda device: None)
     limits = Device(99 * 1024, 84, 6 << 20)
     for module in (cuda_launching, pair_cuda_launch):
         name = "_device" if module is pair_cuda_launch else "device_limits"
@@ -211,7 +239,7 @@ def test_the_choice_does_not_depend_on_the_batch(capability: Any, dtype: torch.d
 
 @needs_library
 def test_the_choice_is_the_tables(capability: Any):
-    """On devices whose Triton has a matrix instruction of its own, the pair alone is compiled."""
+    """On devices whose Triton has a matrix instruction of its own, pair and pools are compiled."""
     own = capability in ((9, 0), (10, 0), (10, 3))
     choices: dict[str, set[str]] = {}
     for op, problem in problems(torch.float16):
@@ -219,23 +247,25 @@ def test_the_choice_is_the_tables(capability: Any):
             assert chosen(op, problem) == "triton"
         elif op != "factorized_conv2d" or pair_cuda_launch.shape_refusal(problem) is None:
             choices.setdefault(op, set()).add(chosen(op, problem))
+    for op in POOLS:
+        assert choices.pop(op) == {"cuda"}
     rest = {"triton"} if own else {"cuda"}
     assert choices.pop("factorized_conv2d") == {"cuda"}
     assert choices == dict.fromkeys(
-        ("conv2d_act", "linear", "split_conv2d", "grid_reduction"), rest
+        ("conv2d_act", "linear", "split_conv2d", "grid_reduction", "halving_branches"), rest
     )
 
 
 @needs_library
 def test_what_the_extension_refuses_goes_to_the_next(capability: Any):
     for op, problem in problems(torch.float16):
-        wide = problem._replace(c_in=2**20 + 8)
+        counted = "channels" if op in (*POOLS, "halving_branches") else "c_in"
+        wide = problem._replace(**{counted: 2**20 + 8})
         assert re.search(r"takes up to (2\^20|15|71x71)$", BACKENDS[op][0].can_run(wide))
         assert chosen(op, wide) == "triton"
 
 
-def test_float32_is_tritons(capability: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.undo()
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+@needs_library
+def test_products_in_float32_are_tritons(capability: Any):
     for op, problem in problems(torch.float32):
-        assert chosen(op, problem) == "triton"
+        assert chosen(op, problem) == ("cuda" if op in POOLS else "triton")

@@ -1,4 +1,4 @@
-"""`conv2d_act`, `grid_reduction` and `split_conv2d` in the compiled extension, with no GPU.
+"""The ops beside the pair, the branches of a reduction and the pools in the extension, with no GPU.
 
 From a call to the kernels, which CPU convolutions stand in for behind the extension's own checks;
 what these refuse; and the choice of a configuration. `test_extension.py` has what concerns the
@@ -8,16 +8,24 @@ what needs a device (test_ops_gpu.py).
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fused_inception import _extension, testing
 from fused_inception.ops.common.cuda_launching import Device, choose_tile_configuration
 from fused_inception.ops.conv2d_act import cuda_launch as conv_launch
 from fused_inception.ops.conv2d_act.segments import Segment
 from fused_inception.ops.grid_reduction import cuda_launch as reduction_launch
+from fused_inception.ops.halving_branches import cuda_launch as branches_launch
+from fused_inception.ops.halving_branches.launch import BACKENDS as BRANCHES_BACKENDS
+from fused_inception.ops.pool2d import cuda_launch as pool_launch
+from fused_inception.ops.pool2d.launch import AVG_POOL_ACT_BACKENDS
+from fused_inception.ops.pool2d.op import Problem as PoolProblem
+from fused_inception.ops.pool2d.op import global_avg_pool2d, max_pool2d
 from fused_inception.ops.split_conv2d import cuda_launch as split_launch
 from fused_inception.testing import (
     LAYOUTS,
@@ -25,7 +33,7 @@ from fused_inception.testing import (
     channels_last,
     nan_filled_memory,
 )
-from tests import cuda_stand_ins
+from tests import branch_cases, cuda_stand_ins
 from tests.op_cases import OP_CASES, OpCase
 
 INFO = _extension.build_info()
@@ -36,6 +44,9 @@ MODULES = {
     "grid_reduction": reduction_launch,
     "split_conv2d": split_launch,
 }
+OPERATORS = {name: module._out_operator for name, module in MODULES.items()}
+OPERATORS["pool2d"] = pool_launch._out_operator
+OPERATORS["halving_branches"] = branches_launch._out_operator
 # Shared memory of a block: sm_86, 89 and 120; sm_80; sm_90 and 100.
 DEVICES = [
     Device(99 * 1024, 84, 6 << 20),
@@ -132,6 +143,155 @@ def test_segments_go_where_they_belong(monkeypatch: pytest.MonkeyPatch, sizes: l
     assert whole.isnan().sum() == 2 * 30 * (96 - sum(sizes))
 
 
+# The branches of a grid reduction
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_extension_takes_the_branches_that_the_launcher_hands_it(
+    monkeypatch: pytest.MonkeyPatch, dtype: str
+):
+    cuda_stand_ins.install(monkeypatch)
+    shapes = (*branch_cases.SHAPES, branch_cases.MIXED_7A, branch_cases.MIXED_7A_RESNET)
+    for shape in shapes:
+        inputs = branch_cases.make(shape, DTYPES[dtype], testing.integer_conv)
+        problem = branch_cases.problem_of(shape, inputs)
+        with nan_filled_memory():
+            result = BRANCHES_BACKENDS[0].run(
+                problem, *zip(*inputs.convs, strict=True), inputs.input
+            )
+        assert torch.equal(result, branch_cases.expected(inputs)), shape
+        testing.assert_channels_last(result)
+
+
+@needs_library
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_branches_are_copied(monkeypatch: pytest.MonkeyPatch, layout: str):
+    cuda_stand_ins.install(monkeypatch)
+    shape, change = branch_cases.SHAPES[0], LAYOUTS[layout]
+    inputs = branch_cases.make(shape, torch.float16, testing.integer_conv)
+    operands = [
+        (change(conv.input), change(conv.weight), None if i == 1 else conv.bias)
+        for i, conv in enumerate(inputs.convs)
+    ]
+    convs = (inputs.convs[0], inputs.convs[1]._replace(bias=None))
+    result = BRANCHES_BACKENDS[0].run(
+        branch_cases.problem_of(shape, inputs),
+        *zip(*operands, strict=True),
+        change(inputs.input),
+    )
+    assert torch.equal(result, branch_cases.expected(inputs._replace(convs=convs)))
+
+
+def test_branches_of_batch_0_launch_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(branches_launch, "_out_operator", None)
+    shape = branch_cases.SHAPES[0]
+    inputs = branch_cases.make(shape, torch.float16, testing.integer_conv)
+    empty = branch_cases.images(inputs, slice(0))
+    problem = branch_cases.problem_of(shape, empty)
+    result = BRANCHES_BACKENDS[0].run(problem, *zip(*empty.convs, strict=True), empty.input)
+    assert result.shape == (0, sum(shape.sizes), 4, 5)
+
+
+def test_what_the_branches_do_not_take_is_refused_in_words():
+    shape = branch_cases.SHAPES[0]
+    inputs = branch_cases.make(shape, torch.float16, testing.integer_conv)
+    good = branch_cases.problem_of(shape, inputs)
+    for changes, message in (
+        ({"dtype": torch.float32}, r"dtype torch.float32; takes float16 and bfloat16"),
+        ({"c_out": (8, 2**20 + 1)}, r"1048577 channels; takes up to 2\^20"),
+        ({"channels": 2**20 + 1}, r"1048577 channels; takes up to 2\^20"),
+        ({"height": 2**16, "width": 2**15}, r"a map of 65536x32768; takes up to 2\^30 pixels"),
+        ({}, r"input is on cpu; takes CUDA tensors|the CUDA extension"),
+    ):
+        assert re.match(message, str(branches_launch.can_run(good._replace(**changes))))
+
+
+@needs_library
+def test_few_images_have_small_tiles():
+    table = branches_launch.configurations()
+    few, many = (
+        choose_tile_configuration(table, DEVICES[1], 64 * batch, [320, 192]) for batch in (1, 256)
+    )
+    assert (few.block_m, few.block_n) == (64, 32)
+    assert few.block_m * few.block_n < many.block_m * many.block_n
+
+
+# The pools, float32 included
+
+
+POOL_DTYPES = {**DTYPES, "fp32": torch.float32}
+
+
+def average(x: torch.Tensor, bias: torch.Tensor, include_pad: bool) -> torch.Tensor:
+    """The pool that a block has behind a 1x1 convolution, on the extension."""
+    n, c, h, w = x.shape
+    problem = PoolProblem(n, c, h, w, (3, 3), (1, 1), (1, 1), h, w, x.dtype, x.device)
+    result: torch.Tensor = AVG_POOL_ACT_BACKENDS[0].run(problem, x, bias, include_pad)
+    return result
+
+
+def averaged(x: torch.Tensor, bias: torch.Tensor, include_pad: bool) -> torch.Tensor:
+    pooled = F.avg_pool2d(x, 3, 1, 1, count_include_pad=include_pad)
+    return F.relu(pooled + bias.reshape(1, -1, 1, 1))
+
+
+@needs_library
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("channels", [5, 16])
+@pytest.mark.parametrize("dtype", POOL_DTYPES)
+def test_the_extension_takes_the_pools_that_the_launcher_hands_it(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, channels: int, layout: str
+):
+    cuda_stand_ins.install(monkeypatch)
+    generator = torch.Generator().manual_seed(0)
+    # 36 is a multiple of every number of pixels in a window, and of the map's.
+    numbers = 36 * torch.randint(-3, 4, (3, channels, 6, 6), generator=generator)
+    plain = channels_last(numbers.to(POOL_DTYPES[dtype]))
+    bias = torch.arange(channels).to(plain)
+    x = LAYOUTS[layout](plain)
+    wide, before = plain.double(), x.clone()
+    with nan_filled_memory():
+        results = [
+            (max_pool2d(x, 3, stride=2, backend="cuda"), F.max_pool2d(plain, 3, 2)),
+            (
+                max_pool2d(x, (3, 2), stride=(7, 1), padding=(1, 0), backend="cuda"),
+                F.max_pool2d(plain, (3, 2), (7, 1), (1, 0)),
+            ),
+            (global_avg_pool2d(x, backend="cuda"), wide.mean((2, 3), keepdim=True)),
+            (average(x, bias, True), averaged(wide, bias.double(), True)),
+            (average(x, bias, False), averaged(wide, bias.double(), False)),
+        ]
+    for got, want in results:
+        assert torch.equal(got, want.to(plain.dtype))
+        testing.assert_channels_last(got)
+    assert torch.equal(x, before)
+
+
+def test_a_pool_of_batch_0_launches_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_extension, "device_refusal", lambda device: None)
+    monkeypatch.setattr(pool_launch, "_out_operator", None)
+    x = torch.zeros(0, 5, 4, 4, dtype=torch.float16)
+    assert max_pool2d(x, 3, backend="cuda").shape == (0, 5, 1, 1)
+    assert global_avg_pool2d(x, backend="cuda").shape == (0, 5, 1, 1)
+    assert average(x, x.new_zeros(5), True).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        ({"dtype": torch.float64}, r"dtype torch.float64; takes float32, float16 and bfloat16"),
+        ({"channels": 2**20 + 1}, r"1048577 channels; takes up to 2\^20"),
+        ({"height": 2**16, "width": 2**14}, r"a map of 65538x16386; takes up to 2\^30 pixels"),
+        ({}, r"input is on cpu; takes CUDA tensors|the CUDA extension"),
+    ],
+    ids=["dtype", "channels", "map", "device"],
+)
+def test_what_the_pools_do_not_take_is_refused_in_words(problem: dict[str, Any], message: str):
+    good = PoolProblem(1, 8, 9, 9, (3, 3), (1, 1), (1, 1), 9, 9, torch.float16, torch.device("cpu"))
+    assert re.match(message, str(pool_launch.can_run(good._replace(**problem))))
+
+
 # The choice of a configuration
 
 
@@ -212,6 +372,26 @@ GOOD: dict[str, dict[str, Any]] = {
         "relu": True,
         "configuration": 0,
     },
+    "halving_branches": {
+        "inputs": [half(2, 16, 9, 7), half(2, 8, 9, 7)],
+        "weights": [half(20, 16, 3, 3), half(8, 8, 3, 3)],
+        "biases": [half(20), None],
+        "outs": [half(2, 24, 4, 3), half(2, 8, 4, 3)],
+        "input": half(2, 24, 9, 7),
+        "pooled": half(2, 24, 4, 3),
+        "configuration": 0,
+    },
+    "pool2d": {
+        "input": half(2, 16, 9, 7),
+        "bias": half(12),
+        "out": half(2, 16, 9, 7),
+        "kernel": [3, 3],
+        "stride": [1, 1],
+        "padding": [1, 1],
+        "form": 1,
+        "include_pad": True,
+        "relu": True,
+    },
 }
 BAD = {
     "conv2d_act": [
@@ -243,6 +423,45 @@ BAD = {
         ({"row": half(2, 16, 8, 8)}, r"row must have the shape \(2, 20, 8, 8\)"),
         ({"col": half(2, 16, 8, 8)}, r"col of shape \(2, 16, 8, 8\) must have strides"),
     ],
+    "halving_branches": [
+        ({"inputs": []}, r"must be one to 3 each, got 0, 2, 2 and 2"),
+        ({"inputs": [half(2, 16, 9, 7)] * 4}, r"must be one to 3 each, got 4, 2, 2 and 2"),
+        ({"biases": [None]}, r"must be one to 3 each, got 2, 2, 1 and 2"),
+        ({"input": half(2, 24, 9, 7).float()}, r"must be float16 or bfloat16, got float32"),
+        ({"input": half(2, 20, 9, 7)}, r"channels in multiples of 8 .* got shape \(2, 20, 9, 7\)"),
+        (
+            {"input": half(2, 24, 9, 8)},
+            r"the batch and the map of input, got shapes \(2, 16, 9, 7\)",
+        ),
+        ({"inputs": [half(2, 16, 9, 7), half(3, 8, 9, 7)]}, r"the batch .* \(3, 8, 9, 7\)"),
+        ({"inputs": [half(2, 16, 9, 7), half(2, 16, 9, 7)]}, r"weight must take 16 channels"),
+        (
+            {"weights": [half(20, 16, 2, 2), half(8, 8, 3, 3)]},
+            r"kxk with k odd .* \(20, 16, 2, 2\)",
+        ),
+        ({"weights": [half(20, 16, 3, 3), half(8, 8, 3, 1)]}, r"kxk with one k, .* \(8, 8, 3, 1\)"),
+        ({"biases": [half(24), None]}, r"bias must have 20 values, got 24"),
+        (
+            {"outs": [half(2, 16, 4, 3), half(2, 8, 4, 3)]},
+            r"out must have the shape \(2, 20, 4, 3\)",
+        ),
+        ({"pooled": half(2, 16, 4, 3)}, r"pooled must have the shape \(2, 24, 4, 3\)"),
+        ({"pooled": half(2, 24, 4, 3).bfloat16()}, r"pooled must be float16 as input is"),
+    ],
+    "pool2d": [
+        ({"input": half(2, 16, 9, 7).double()}, r"float16, bfloat16 or float32, got float64"),
+        ({"input": half(2, 12, 9, 7)}, r"channels in multiples of 8 .* got shape \(2, 12, 9, 7\)"),
+        ({"form": 3}, r"form must be 0 to 2, got 3"),
+        ({"kernel": [3]}, r"kernel, stride and padding must be pairs"),
+        ({"stride": [0, 1]}, r"strides must be at least 1, .* stride \(0, 1\)"),
+        ({"padding": [1, 2]}, r"padding at most half of the window, .* padding \(1, 2\)"),
+        ({"kernel": [3, 10]}, r"the map .* no smaller .* kernel \(3, 10\)"),
+        ({"form": 2}, r"must be the map without padding, got .* kernel \(3, 3\)"),
+        ({"form": 0}, r"bias must have a value for every channel of an average, got 12"),
+        ({"bias": half(8)}, r"a value for every channel of an average, got 8 for 16 channels"),
+        ({"bias": half(12).float()}, r"bias must be float16 as input is, got float32"),
+        ({"out": half(2, 16, 9, 9)}, r"out must have the shape \(2, 16, 9, 7\)"),
+    ],
 }
 
 
@@ -250,7 +469,7 @@ BAD = {
 @pytest.mark.parametrize("op", GOOD)
 def test_the_good_call_is_refused_for_its_device_alone(op: str):
     with pytest.raises(RuntimeError, match="input must be on a CUDA device, got cpu"):
-        cuda_stand_ins.call(MODULES[op]._out_operator, *GOOD[op].values())
+        cuda_stand_ins.call(OPERATORS[op], *GOOD[op].values())
 
 
 @needs_library
@@ -261,7 +480,7 @@ def test_the_good_call_is_refused_for_its_device_alone(op: str):
 )
 def test_a_bad_call_is_refused_with_its_values(op: str, changes: dict[str, Any], message: str):
     with pytest.raises(RuntimeError, match=f"^{op}: .*{message}"):
-        cuda_stand_ins.call(MODULES[op]._out_operator, *{**GOOD[op], **changes}.values())
+        cuda_stand_ins.call(OPERATORS[op], *{**GOOD[op], **changes}.values())
 
 
 @needs_library
@@ -276,6 +495,7 @@ def test_schemas_are_stable():
         for module in MODULES.values()
         for operator in (module._out_operator, module._configurations_operator)
     ]
+    schemas += [str(OPERATORS[name]._schema) for name in ("halving_branches", "pool2d")]
     assert schemas == [
         "fused_inception::_conv2d_act_cuda_out(Tensor input, Tensor weight, Tensor? bias, "
         "Tensor(a!)[] outs, int[] sizes, int relus, int[] stride, int[] padding, "
@@ -288,4 +508,9 @@ def test_schemas_are_stable():
         "Tensor? bias_row, Tensor weight_col, Tensor? bias_col, Tensor(a!) row, Tensor(b!) col, "
         "bool relu, int configuration) -> ()",
         "fused_inception::_split_conv2d_cuda_configurations(int channels) -> int[]",
+        "fused_inception::_halving_branches_cuda_out(Tensor[] inputs, Tensor[] weights, "
+        "Tensor?[] biases, Tensor(a!)[] outs, Tensor input, Tensor(b!) pooled, "
+        "int configuration) -> ()",
+        "fused_inception::_pool2d_cuda_out(Tensor input, Tensor? bias, Tensor(a!) out, "
+        "int[] kernel, int[] stride, int[] padding, int form, bool include_pad, bool relu) -> ()",
     ]

@@ -30,17 +30,22 @@ inline int64_t product_blocks(const TileShape& shape,
   return pixel_tiles * filter_tiles;
 }
 
+// Blocks for all tiles of a convolution.
+inline int64_t convolution_blocks(const TileShape& shape, const ConvolutionParams& params) {
+  int64_t filter_tiles = 0;
+  for (int i = 0; i < params.num_segments; ++i) {
+    filter_tiles += filter_tiles_of(params.segments[i], shape.block_n);
+  }
+  return product_blocks(shape, params.input, filter_tiles);
+}
+
 // Starts a kernel that is `convolve_tile`.
 inline device::Status launch_convolution(void (*kernel)(ConvolutionParams),
                                          const TileShape& shape,
                                          const ConvolutionParams& params,
                                          device::Stream stream) {
-  int64_t filter_tiles = 0;
-  for (int i = 0; i < params.num_segments; ++i) {
-    filter_tiles += filter_tiles_of(params.segments[i], shape.block_n);
-  }
   return device::launch(kernel,
-                        product_blocks(shape, params.input, filter_tiles),
+                        convolution_blocks(shape, params),
                         shape.threads(),
                         shape.fixed_shared_bytes(),
                         stream,

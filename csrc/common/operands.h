@@ -194,16 +194,15 @@ std::vector<int64_t> tile_numbers(const TileShape (&table)[kRows]) {
 
 using NamedTensors = std::vector<std::pair<const char*, std::optional<Tensor>>>;
 
-// Checks the devices of `tensors`, then runs `launch(first image, images, element, stream)` on as
-// many images at a time as keep `pixels` of each within a launch. `element` is a value of the
-// element type.
+// Checks the devices of `tensors`, then runs `launch(first image, images, stream)` on as many
+// images at a time as keep `pixels` of each within a launch.
 template <typename Launch>
-void run_on_device(const char* op,
-                   const Tensor& input,
-                   const NamedTensors& tensors,
-                   int64_t pixels,
-                   int64_t configuration,
-                   const Launch& launch) {
+void run_in_parts(const char* op,
+                  const Tensor& input,
+                  const NamedTensors& tensors,
+                  int64_t pixels,
+                  int64_t configuration,
+                  const Launch& launch) {
   check(input.is_cuda(), op, ": input must be on a CUDA device, got ", device_name(input));
   for (const auto& [name, tensor] : tensors) {
     if (tensor) check_device(op, name, *tensor, input);
@@ -216,11 +215,29 @@ void run_on_device(const char* op,
   const int64_t images = std::max<int64_t>(1, kMaxPixels / pixels);
   for (int64_t first = 0; first < batch; first += images) {
     const auto count = static_cast<int32_t>(std::min(images, batch - first));
-    const cudaError_t error = dispatch_16_bit(op, input.scalar_type(), [&](auto element) {
-      return launch(first, count, element, stream);
-    });
-    check_launched(op, error, configuration, device);
+    check_launched(op, launch(first, count, stream), configuration, device);
   }
+}
+
+// The same with `launch(first image, images, element, stream)`, `element` a value of the element
+// type, of 16 bits.
+template <typename Launch>
+void run_on_device(const char* op,
+                   const Tensor& input,
+                   const NamedTensors& tensors,
+                   int64_t pixels,
+                   int64_t configuration,
+                   const Launch& launch) {
+  run_in_parts(op,
+               input,
+               tensors,
+               pixels,
+               configuration,
+               [&](int64_t first, int32_t images, cudaStream_t stream) {
+                 return dispatch_16_bit(op, input.scalar_type(), [&](auto element) {
+                   return launch(first, images, element, stream);
+                 });
+               });
 }
 
 }  // namespace fused_inception

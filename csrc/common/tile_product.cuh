@@ -457,17 +457,18 @@ __device__ __forceinline__ Pixel locate_in_order(const FilteredMap& map,
 }
 
 // A tile of pixels times a tile of the filters of one segment, taps outside and channels inside:
-// a kernel. Blocks that read the same pixels are neighbours.
+// all that block number `block` of a convolution does. Blocks that read the same pixels are
+// neighbours.
 template <typename Traits, typename input_t>
-__device__ __forceinline__ void convolve_tile(const ConvolutionParams& params) {
+__device__ __forceinline__ void convolve_tile(const ConvolutionParams& params, int block) {
   auto& storage = *device::dynamic_smem<TileStorage<Traits>>();
   const WarpTile<Traits> warp;
   int32_t filter_tiles = 0;
   for (int i = 0; i < params.num_segments; ++i) {
     filter_tiles += filter_tiles_of(params.segments[i], Traits::kBlockN);
   }
-  const int32_t first_pixel = device::block_index() / filter_tiles * Traits::kBlockM;
-  int32_t tile = device::block_index() % filter_tiles;
+  const int32_t first_pixel = block / filter_tiles * Traits::kBlockM;
+  int32_t tile = block % filter_tiles;
   int segment_number = 0;
   while (tile >= filter_tiles_of(params.segments[segment_number], Traits::kBlockN)) {
     tile -= filter_tiles_of(params.segments[segment_number++], Traits::kBlockN);

@@ -11,9 +11,7 @@
 // tile of pixels, one per tile of filters, see the same tiles of pixels: each pools every so many
 // blocks of channels, and only those.
 //
-// The maximum is PyTorch's, bit by bit: the first pixel to begin with, replaced when the next is
-// greater or NaN; so NaN stays with its bits, and of +0 and -0 the first. The mean is a float32
-// sum in the order of the window, divided and rounded once.
+// The maximum and the mean are those of common/pool.cuh, the first pixel to begin with.
 //
 // Bytes moved: input, weight and both outputs from and to memory once; what taps and tiles of
 // filters read again comes from L2. A pool of its own would read the input once more: at
@@ -28,7 +26,7 @@
 // output pixels a launch. The window is always inside the map. Nothing here has been timed.
 #pragma once
 
-#include "common/tile_product.cuh"
+#include "common/pool.cuh"
 #include "grid_reduction/configuration.h"
 #include "grid_reduction/params.h"
 
@@ -37,26 +35,10 @@ namespace fused_inception {
 template <int kConfiguration>
 using GridReductionTraits = TileTraits<kGridReductionConfigurations[kConfiguration]>;
 
-// Of two elements in a word, each that of `running`, replaced by that of `next` where it is greater
-// or NaN.
-template <typename input_t>
-__device__ __forceinline__ uint32_t greater_or_nan(uint32_t running, uint32_t next) {
-  uint32_t result = 0;
-#pragma unroll
-  for (int shift = 0; shift < 32; shift += 16) {
-    const uint32_t a = running >> shift & 0xffff, b = next >> shift & 0xffff;
-    const float x = device::to_float<input_t>(static_cast<uint16_t>(a));
-    const float y = device::to_float<input_t>(static_cast<uint16_t>(b));
-    result |= (y > x || y != y ? b : a) << shift;
-  }
-  return result;
-}
-
 // A thread's share of the pool: the chunks of a tile that it loads itself.
 template <typename Traits, typename input_t>
-struct RunningPool {
-  // The maxima so far, two in a word; or the bits of the sums, which need twice the words.
-  uint32_t words[Traits::kRowsA][8];
+struct TilePool {
+  RunningPool<input_t> rows[Traits::kRowsA];
 
   __device__ __forceinline__ void take(const TileStage<Traits>& stage, bool first, bool max) {
     const uint16_t* tile = stage.rows + Traits::kBlockN * kBlockK;
@@ -64,35 +46,8 @@ struct RunningPool {
     for (int i = 0; i < Traits::kRowsA; ++i) {
       const uint32_t offset =
           tile_offset(PixelRows<Traits>::row(i), PixelRows<Traits>::chunk()) / sizeof(uint16_t);
-      const device::Chunk chunk = *reinterpret_cast<const device::Chunk*>(tile + offset);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const uint32_t next = chunk.words[j];
-        if (max) {
-          words[i][j] = first ? next : greater_or_nan<input_t>(words[i][j], next);
-          continue;
-        }
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          uint32_t& sum = words[i][2 * j + e];
-          const float x = device::to_float<input_t>(static_cast<uint16_t>(next >> 16 * e));
-          sum = device::float_bits(first ? x : device::bits_float(sum) + x);
-        }
-      }
+      rows[i].take(*reinterpret_cast<const device::Chunk*>(tile + offset), first, max);
     }
-  }
-
-  __device__ __forceinline__ device::Chunk result(int i, int count, bool max) const {
-    device::Chunk chunk;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float divisor = static_cast<float>(count);
-      chunk.words[j] =
-          max ? words[i][j]
-              : device::pack2<input_t>(device::bits_float(words[i][2 * j]) / divisor,
-                                       device::bits_float(words[i][2 * j + 1]) / divisor);
-    }
-    return chunk;
   }
 };
 
@@ -115,7 +70,7 @@ __global__ void __launch_bounds__(GridReductionTraits<kConfiguration>::kThreads,
   const int32_t taps = params.input.cross_taps * params.input.line_taps;
   const FilterRows<Traits> filter_rows(
       params.weight, first_filter, params.conv.end, taps, channels);
-  RunningPool<Traits, input_t> pool;
+  TilePool<Traits, input_t> pool;
   const auto store_pool = [&](int32_t k) {
     const int32_t channel = k + 8 * PixelRows<Traits>::chunk();
 #pragma unroll
@@ -124,7 +79,8 @@ __global__ void __launch_bounds__(GridReductionTraits<kConfiguration>::kThreads,
       if (!pixel.real || channel >= channels) continue;
       uint16_t* target = static_cast<uint16_t*>(params.pooled) +
                          pixel.offset(params.input.first_image, params.pooled_stride) + channel;
-      *reinterpret_cast<device::Chunk*>(target) = pool.result(i, taps, params.max);
+      *reinterpret_cast<device::Chunk*>(target) =
+          pool.rows[i].result(static_cast<float>(taps), params.max);
     }
   };
 

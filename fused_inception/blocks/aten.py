@@ -31,12 +31,14 @@ from fused_inception.blocks.plan import (
     AveragePool,
     Conv,
     ConvWeights,
+    HalvingBranches,
     MaxPool,
     Pair,
     Reduction,
     Resolved,
     Split,
     Step,
+    links,
 )
 from fused_inception.ops.common import packed_weights
 from fused_inception.ops.common.geometry import conv_output_size, empty_channels_last
@@ -182,14 +184,9 @@ class _Builder:
         if isinstance(step, Split):
             return self.split(step)
         if isinstance(step, Reduction):
-            conv = self.rectified(step.source, step.role, step.role, halves=True)
-            pool = self.max_pool(step.source, step.pool, halves=True)
-
-            def both(maps: Maps) -> None:
-                conv(maps)
-                pool(maps)
-
-            return both
+            return self.reduction(((step.source, step.role),), step.source, step.pool)
+        if isinstance(step, HalvingBranches):
+            return self.reduction(links(step), step.source, step.pool)
         if isinstance(step, MaxPool):
             return self.max_pool(step.source, step.target, halves=step.halves)
         return self.average_pool(step)
@@ -286,6 +283,17 @@ class _Builder:
         if target in self.places:
             return lambda maps: _into(maps, target, second(relu_(first(maps[source]))))
         return lambda maps: maps.update({target: relu_(second(relu_(first(maps[source]))))})
+
+    def reduction(self, convs: Sequence[tuple[str, str]], source: str, pool: str) -> Call:
+        # Convolutions (map, name) and a max pool, all halving.
+        calls = [self.rectified(x, name, name, halves=True) for x, name in convs]
+        calls.append(self.max_pool(source, pool, halves=True))
+
+        def call(maps: Maps) -> None:
+            for part in calls:
+                part(maps)
+
+        return call
 
     def split(self, step: Split) -> Call:
         shape = self.shapes[step.source]

@@ -9,8 +9,9 @@ in this order:
     pool     max pool 3×3, stride 2
 
 The two 1×1s on the input run as one product, the two one-dimensional convolutions as one pair. The
-pool reads another tensor than the stride-2 convolutions and has no window in common with them, so
-it runs alone, into its slice of the output. ReLU stands behind every convolution.
+pool reads another tensor than the stride-2 convolutions, and these read two: there is nothing to
+share, but none waits for another, so all that halves the map is one launch, each part into its
+slice of the output. ReLU stands behind every convolution.
 
 Inception-ResNet-v2 has a fourth branch in the place of the pair's (`inception_d_double`; figure 18
 of "Inception-v4, Inception-ResNet and the Impact of Residual Connections on Learning", Szegedy et
@@ -25,16 +26,14 @@ al. 2016):
 from torch import Tensor
 
 from fused_inception.blocks.op import BlockOp
-from fused_inception.blocks.plan import INPUT, BlockWeights, Conv, MaxPool, Pair, Plan
+from fused_inception.blocks.plan import INPUT, BlockWeights, Conv, HalvingBranches, Pair, Plan
 
 PLAN = Plan(
     "inception_d",
     steps=(
         Conv(INPUT, ("direct_reduce", "pair_reduce")),
-        MaxPool(INPUT, "pool"),
-        Conv("direct_reduce", ("direct_last",), halves=True),
         Pair("pair_reduce", "pair_row", "pair_col"),
-        Conv("pair_col", ("pair_last",), halves=True),
+        HalvingBranches(("direct_reduce", "pair_col"), ("direct_last", "pair_last"), INPUT, "pool"),
     ),
     parts=("direct_last", "pair_last", "pool"),
 )
@@ -42,11 +41,13 @@ PLAN_DOUBLE = Plan(
     "inception_d_double",
     steps=(
         Conv(INPUT, ("direct_reduce", "other_reduce", "double_reduce")),
-        MaxPool(INPUT, "pool"),
-        Conv("direct_reduce", ("direct_last",), halves=True),
-        Conv("other_reduce", ("other_last",), halves=True),
         Conv("double_reduce", ("double_mid",)),
-        Conv("double_mid", ("double_last",), halves=True),
+        HalvingBranches(
+            ("direct_reduce", "other_reduce", "double_mid"),
+            ("direct_last", "other_last", "double_last"),
+            INPUT,
+            "pool",
+        ),
     ),
     parts=("direct_last", "other_last", "double_last", "pool"),
 )

@@ -13,6 +13,7 @@ from fused_inception.blocks.plan import (
     INPUT,
     AveragePool,
     Conv,
+    HalvingBranches,
     MaxPool,
     Pair,
     Plan,
@@ -29,23 +30,32 @@ from fused_inception.ops.conv2d_act import launch as conv_launch
 from fused_inception.ops.conv2d_act.launch import Segment
 from fused_inception.ops.factorized_conv2d import launch as pair_launch
 from fused_inception.ops.grid_reduction import launch as reduction_launch
-from fused_inception.ops.pool2d.launch import launch_avg_pool_act, launch_max_pool
+from fused_inception.ops.halving_branches import launch as branches_launch
+from fused_inception.ops.halving_branches.problem import Branch
+from fused_inception.ops.pool2d import launch as pool_launch
 from fused_inception.ops.split_conv2d import launch as split_launch
 
 # The most zeros that a step of a block adds to a map, on both sides together.
 _MOST_PADDING = 30
 
 
-# The op of a step that is a convolution.
-_OPS = {Conv: conv_launch, Pair: pair_launch, Split: split_launch, Reduction: reduction_launch}
+# The op of a step, and its backends.
+_OPS: dict[type, tuple[str, tuple[dispatch.Backend, ...]]] = {
+    Conv: (conv_launch.NAME, conv_launch.BACKENDS),
+    Pair: (pair_launch.NAME, pair_launch.BACKENDS),
+    Split: (split_launch.NAME, split_launch.BACKENDS),
+    Reduction: (reduction_launch.NAME, reduction_launch.BACKENDS),
+    HalvingBranches: (branches_launch.NAME, branches_launch.BACKENDS),
+    MaxPool: (pool_launch.MAX_POOL, pool_launch.MAX_POOL_BACKENDS),
+    AveragePool: (pool_launch.AVG_POOL_ACT, pool_launch.AVG_POOL_ACT_BACKENDS),
+}
 
 
 def backends(plan: Plan) -> tuple[dispatch.Backend, ...]:
     """How a block can run, in order of preference.
 
     Their `run` takes what stays the same from call to call, and returns the function of input and
-    output. On "auto" each step has the backend that its op would choose. On "cuda" the convolutions
-    run on the extension, which has no pools, and these on Triton.
+    output. On "auto" each step has the backend that its op would choose.
     """
     return (
         *(
@@ -82,36 +92,30 @@ Launcher: TypeAlias = Callable[..., None]
 @functools.lru_cache(maxsize=4096)
 def _choices(
     backend: str, plan: Plan, problems: tuple[Problem, ...], size: tuple[int, int]
-) -> tuple[tuple[Launcher | None, ...], str | None]:
-    """The launcher of every step, None of a pool, and why there is none where there is none."""
+) -> tuple[tuple[Launcher, ...], str | None]:
+    """The launcher of every step, and why there is none where there is none."""
     height, width = size
-    dtype, device = problems[0].dtype, problems[0].device
-    padded_map = size_refusal(height + _MOST_PADDING, width + _MOST_PADDING)
-    pools = dispatch.triton_refusal(dtype, device)
-    if padded_map is not None or (backend == "triton" and pools is not None):
-        return (), pools or padded_map
-    launchers: list[Launcher | None] = []
+    launchers: list[Launcher] = []
     for step, problem in zip(plan.steps, problems, strict=True):
-        op = _OPS.get(type(step))
-        reason = pools
-        launcher = None
-        if op is not None:
-            launcher, reason = _launcher(op, backend, problem)
-        if reason is not None:
+        launcher, reason = _launcher(*_OPS[type(step)], backend, problem)
+        if launcher is None:
             return (), reason if backend == "triton" else f"{step.maps[0]}: {reason}"
         launchers.append(launcher)
-    return tuple(launchers), None
+    padded_map = size_refusal(height + _MOST_PADDING, width + _MOST_PADDING)
+    return ((), padded_map) if padded_map is not None else (tuple(launchers), None)
 
 
-def _launcher(op: Any, backend: str, problem: Problem) -> tuple[Launcher | None, str | None]:
+def _launcher(
+    op: str, candidates: tuple[dispatch.Backend, ...], backend: str, problem: Problem
+) -> tuple[Launcher | None, str | None]:
     """The launcher of `backend` for a step's problem, or why there is none."""
     if backend == "auto":
-        names = dispatch_table.order(op.NAME, problem, ("cuda", "triton"))
+        names = dispatch_table.order(op, problem, ("cuda", "triton"))
     else:
         names = (backend,)
     reasons = []
     for name in names:
-        candidate = next(b for b in op.BACKENDS if b.name == name)
+        candidate = next(b for b in candidates if b.name == name)
         reason = candidate.can_run(problem)
         if reason is None:
             return candidate.launch, None
@@ -183,9 +187,15 @@ def _launch(
     elif isinstance(step, Reduction):
         conv, pool = maps[step.role], maps[step.pool]
         launcher(problem, x, *weights[step.role], conv, pool, "relu")
+    elif isinstance(step, HalvingBranches):
+        branches = [
+            Branch(maps[source], *weights[role], maps[role])
+            for source, role in zip(step.inputs, step.roles, strict=True)
+        ]
+        launcher(problem, branches, x, maps[step.pool])
     elif isinstance(step, MaxPool):
-        launch_max_pool(problem, x, maps[step.target])
+        launcher(problem, x, maps[step.target])
     else:
         assert isinstance(step, AveragePool)
         bias = pool_biases[step.source]
-        launch_avg_pool_act(problem, x, bias, maps[step.target], include_pad)
+        launcher(problem, x, bias, maps[step.target], include_pad)

@@ -26,6 +26,7 @@ from fused_inception.blocks.plan import (
     AveragePool,
     BlockWeights,
     Conv,
+    HalvingBranches,
     MaxPool,
     Pair,
     Plan,
@@ -34,6 +35,7 @@ from fused_inception.blocks.plan import (
     Split,
     resolve,
     resolve_cached,
+    sources,
     tensor_arguments,
 )
 from fused_inception.blocks.prepared import PreparedCall, PreparedCalls
@@ -124,8 +126,7 @@ class BlockOp:
         weights = dict(zip(self.plan.weight_names, given, strict=True))
         elements = 0
         for step in self.plan.steps:
-            source = input.shape if step.source == INPUT else resolved.shapes[step.source]
-            elements += math.prod(source)
+            elements += sum(math.prod(resolved.shapes[name]) for name in sources(step))
             elements += sum(math.prod(resolved.shapes[name]) for name in step.maps)
             if isinstance(step, Pair):  # the tensor between its factors, written and read
                 n, _, rows, columns = resolved.shapes[step.second]
@@ -210,6 +211,10 @@ def _differentiable(
             y = grid_reduction(x, *w[0], backend=backend)
             filters = [resolved.shapes[name][1] for name in step.maps]
             maps[step.role], maps[step.pool] = y.split(filters, 1)
+        elif isinstance(step, HalvingBranches):
+            for source, role, (weight, bias) in zip(step.inputs, step.roles, w, strict=True):
+                maps[role] = conv2d_act(maps[source], weight, bias, stride=2, backend=backend)
+            maps[step.pool] = F.max_pool2d(x, POOL_WINDOW, 2)
         elif isinstance(step, MaxPool):
             stride, padding = (2, 0) if step.halves else (1, 1)
             maps[step.target] = F.max_pool2d(x, POOL_WINDOW, stride, padding)

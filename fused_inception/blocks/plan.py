@@ -1,10 +1,11 @@
 """A fused block as a table of steps: what it runs, on which maps, into which part of its output.
 
-A step reads one map and writes others. A map has the name of the convolution that makes it (its
-*role*) or the name that the step gives it; "input" is the block's input. Maps that are listed in
-`Plan.parts` are not maps of their own but slices of the block's output, in that order, so nothing
-is concatenated. From the same table come the packed weights, the shapes (`resolve`), the launches
-on a GPU (`launch.py`), the calls of PyTorch (`aten.py`) and the differentiable form (`op.py`).
+A step reads one map, or some, and writes others. A map has the name of the convolution that makes
+it (its *role*) or the name that the step gives it; "input" is the block's input. Maps that are
+listed in `Plan.parts` are not maps of their own but slices of the block's output, in that order, so
+nothing is concatenated. From the same table come the packed weights, the shapes (`resolve`), the
+launches on a GPU (`launch.py`), the calls of PyTorch (`aten.py`) and the differentiable form
+(`op.py`).
 
 Convolutions of one size that read the same map are one step, one product: the 1×1s on the block's
 input, the *siblings*. An average pool in front of a 1×1 is moved behind it, which is exact because
@@ -26,6 +27,7 @@ from fused_inception.ops.common.geometry import conv_output_size, empty_channels
 from fused_inception.ops.conv2d_act.op import Problem as ConvProblem
 from fused_inception.ops.factorized_conv2d.op import Problem as PairProblem
 from fused_inception.ops.grid_reduction.op import Problem as ReductionProblem
+from fused_inception.ops.halving_branches.problem import Problem as BranchesProblem
 from fused_inception.ops.pool2d.op import Problem as PoolProblem
 from fused_inception.ops.split_conv2d.op import Problem as SplitProblem
 
@@ -130,6 +132,26 @@ class Reduction(NamedTuple):
         return self.role, self.pool
 
 
+class HalvingBranches(NamedTuple):
+    """Halving 3×3 convolutions, each of a map of its own, and a halving 3×3 max pool of `source`.
+
+    All maps have one size, and there are up to three convolutions.
+    """
+
+    inputs: tuple[str, ...]
+    roles: tuple[str, ...]
+    source: str
+    pool: str
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return self.roles
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        return (*self.roles, self.pool)
+
+
 class MaxPool(NamedTuple):
     """A 3×3 max pool, halving or padded to keep the size."""
 
@@ -161,7 +183,22 @@ class AveragePool(NamedTuple):
         return (self.target,)
 
 
-Step: TypeAlias = Conv | Pair | Split | Reduction | MaxPool | AveragePool
+Step: TypeAlias = Conv | Pair | Split | Reduction | HalvingBranches | MaxPool | AveragePool
+
+
+def sources(step: Step) -> tuple[str, ...]:
+    """The maps that a step reads."""
+    inputs = step.inputs if isinstance(step, HalvingBranches) else ()
+    return (*inputs, step.source)
+
+
+def links(step: Step) -> list[tuple[str, str]]:
+    """(map, weight) of what each convolution of a step reads."""
+    if isinstance(step, HalvingBranches):
+        return list(zip(step.inputs, step.roles, strict=True))
+    if isinstance(step, Pair):
+        return [(step.source, step.first), (step.first, step.second)]
+    return [(step.source, name) for name in step.weights]
 
 
 class ImagesAtATime(NamedTuple):
@@ -207,7 +244,7 @@ class Plan:
         self.weight_names = tuple(name for step in steps for name in step.weights)
         self.raw = tuple(step.source for step in steps if isinstance(step, AveragePool))
         self.bias_names = (*self.weight_names, *self.raw)
-        readers = {step.source: index for index, step in enumerate(steps)}
+        readers = {name: index for index, step in enumerate(steps) for name in sources(step)}
         self.last_reads = tuple(
             tuple(name for name, last in readers.items() if last == index and name != INPUT)
             for index in range(len(steps))
@@ -239,13 +276,7 @@ class Plan:
         return BlockWeights(tuple(weights), tuple(biases))
 
     def _check_channels(self, convs: Mapping[str, ConvWeights]) -> None:
-        links = []
-        for step in self.steps:
-            if isinstance(step, Pair):
-                links += [(step.source, step.first), (step.first, step.second)]
-            else:
-                links += [(step.source, name) for name in step.weights]
-        for source, reader in links:
+        for source, reader in (link for step in self.steps for link in links(step)):
             if source not in convs or reader not in convs:
                 continue
             have, takes = convs[source].weight.shape[0], convs[reader].weight.shape[1]
@@ -276,7 +307,9 @@ class Plan:
         return weight, torch.cat(shifts)
 
 
-Problem: TypeAlias = ConvProblem | PairProblem | SplitProblem | ReductionProblem | PoolProblem
+Problem: TypeAlias = (
+    ConvProblem | PairProblem | SplitProblem | ReductionProblem | BranchesProblem | PoolProblem
+)
 
 
 class Resolved(NamedTuple):
@@ -367,6 +400,8 @@ class _Resolver:
             return self.split(step)
         if isinstance(step, Reduction):
             return self.reduction(step)
+        if isinstance(step, HalvingBranches):
+            return self.branches(step)
         return self.pool(step)
 
     def weight(self, name: str, source: str, *kernel: int | None) -> tuple[int, int, int]:
@@ -421,20 +456,21 @@ class _Resolver:
 
     def siblings(self, roles: tuple[str, ...], filters: int) -> dict[str, int]:
         """Filters of each: what its reader takes, and the rest for the one that nobody reads."""
+        readers = dict(link for step in self.plan.steps for link in links(step))
         sizes: dict[str, int] = {}
         rest = None
         for role in roles:
-            reader = next((s for s in self.plan.steps if s.source == role), None)
-            if reader is None:
-                rest = role
-                sizes[role] = 0
-            elif isinstance(reader, AveragePool):
+            reader = readers.get(role)
+            if role in self.plan.raw:
                 bias = self.biases[role]
                 if bias is None or len(bias) != 1:
                     raise self.fail(f"the bias of {role} must be 1-D, got {bias}")
                 sizes[role] = bias[0]
+            elif reader is None:
+                rest = role
+                sizes[role] = 0
             else:
-                sizes[role] = self.weights[reader.weights[0]][1]
+                sizes[role] = self.weights[reader][1]
         left = filters - sum(sizes.values())
         if rest is not None:
             sizes[rest] = left
@@ -474,6 +510,20 @@ class _Resolver:
         self.shapes[step.role] = (n, filters, *out)
         self.shapes[step.pool] = (n, c, *out)
         return ReductionProblem(n, c, h, w, filters, kernel, *out, "max", self.dtype, self.device)
+
+    def branches(self, step: HalvingBranches) -> Problem:
+        n, c, h, w = self.shapes[step.source]
+        out = self.halved(step.source, POOL_WINDOW)
+        c_in, c_out = [], []
+        for source, role in links(step):
+            filters, _, _ = self.weight(role, source, POOL_WINDOW, POOL_WINDOW)
+            self.shapes[role] = (n, filters, *out)
+            c_in.append(self.shapes[source][1])
+            c_out.append(filters)
+        self.shapes[step.pool] = (n, c, *out)
+        return BranchesProblem(
+            n, h, w, tuple(c_in), tuple(c_out), c, POOL_WINDOW, *out, self.dtype, self.device
+        )
 
     def pool(self, step: MaxPool | AveragePool) -> Problem:
         n, c, h, w = self.shapes[step.source]

@@ -3,6 +3,7 @@
 // files, any configuration, all of the output's channels into one raw file.
 #include "conv2d_act/sm80_launch.cuh"
 #include "emulator/driver.h"
+#include "emulator/maps.h"
 #include "grid_reduction/sm80_launch.cuh"
 #include "split_conv2d/sm80_launch.cuh"
 
@@ -19,57 +20,12 @@ struct Operands {
 
   int32_t integer(const char* key) const { return static_cast<int32_t>(arguments.number(key)); }
 
-  const void* file(const char* name) const {
-    const std::string path = arguments.text(name, "");
-    return path.empty() ? nullptr : driver::Buffer::read(name, path).get();
-  }
-
-  MapStrides output_stride() const {
-    const int64_t pixel = arguments.number("out_channels"), row = pixel * input.out_line_size;
-    return {row * input.out_cross_size, row, pixel};
-  }
-
-  // "size:offset:relu" after `begin` filters.
+  const void* file(const char* name) const { return driver::file(arguments, name); }
+  MapStrides output_stride() const { return driver::output_stride(arguments, input); }
   Segment segment(const std::string& text, int32_t begin) const {
-    int32_t size = 0, offset = 0, relu = 0;
-    char colon = 0;
-    std::istringstream(text) >> size >> colon >> offset >> colon >> relu;
-    return {output + offset,
-            output_stride(),
-            input.first_image,
-            begin,
-            begin + size,
-            round_up(size, 8),
-            relu != 0};
+    return driver::segment(arguments, input, output, text, begin);
   }
 };
-
-FilteredMap input_map(const driver::Arguments& arguments) {
-  const auto integer = [&](const char* key) { return static_cast<int32_t>(arguments.number(key)); };
-  FilteredMap map = {};
-  map.channels = integer("channels");
-  map.cross_size = integer("height");
-  map.line_size = integer("width");
-  map.out_cross_size = integer("out_height");
-  map.out_line_size = integer("out_width");
-  map.cross_taps = integer("rows");
-  map.line_taps = integer("columns");
-  map.cross_step = integer("step_h");
-  map.line_step = integer("step_w");
-  map.cross_pad = integer("pad_h");
-  map.line_pad = integer("pad_w");
-  map.first_image = arguments.number("first_image", 0);
-  map.num_images = integer("batch") - static_cast<int32_t>(map.first_image);
-  const int64_t row = int64_t{map.line_size} * map.channels;
-  map.stride = {arguments.number("input_image_stride", row * map.cross_size), row, map.channels};
-  // Images apart from one another, where the stride says so.
-  map.data = driver::Buffer::read("input",
-                                  arguments.text("input"),
-                                  static_cast<size_t>(arguments.number("batch")),
-                                  static_cast<size_t>(2 * map.stride.image))
-                 .get();
-  return map;
-}
 
 template <typename Element>
 device::Status run(const Operands& operands) {
@@ -146,7 +102,8 @@ int main(int argc, char** argv) {
   driver::configure(arguments);
   const driver::Buffer output(
       "output", static_cast<size_t>(arguments.number("output_bytes")), driver::Access::kWrite);
-  const Operands operands = {arguments, input_map(arguments), static_cast<uint16_t*>(output.get())};
+  const Operands operands = {
+      arguments, driver::input_map(arguments, 2), static_cast<uint16_t*>(output.get())};
   const bool bfloat16 = arguments.text("dtype") == "bfloat16";
 #ifdef __SANITIZE_ADDRESS__
   // One element type is half the time to compile.

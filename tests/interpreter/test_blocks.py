@@ -14,12 +14,13 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from triton.runtime import interpreter
 
-from fused_inception import _extension, blocks, fuse, testing
+from fused_inception import _extension, blocks, fuse, report, testing
 from fused_inception.blocks import FUSED_BLOCKS, ConvWeights
 from fused_inception.blocks import launch as block_launch
 from fused_inception.blocks import op as block_op
-from fused_inception.blocks.plan import ImagesAtATime
+from fused_inception.blocks.plan import INPUT, ImagesAtATime, sources
 from fused_inception.models.inception_v3 import BasicConv2d, InceptionBlocks, InceptionV3
 from fused_inception.ops.common import dispatch_table, launching
 from fused_inception.ops.factorized_conv2d import launch as pair_launch
@@ -131,7 +132,8 @@ def test_launches_are_as_many_as_said(kind, monkeypatch: pytest.MonkeyPatch):
         launches.extend(ranges(*args))
         return ()
 
-    for op in ("conv2d_act", "split_conv2d", "grid_reduction", "pool2d", "factorized_conv2d"):
+    ops = ("conv2d_act", "split_conv2d", "grid_reduction", "pool2d", "factorized_conv2d")
+    for op in (*ops, "halving_branches"):
         module = importlib.import_module(f"fused_inception.ops.{op}.launch")
         monkeypatch.setattr(module, "image_ranges", counted)
     pairs = []
@@ -160,7 +162,7 @@ def test_launches_are_as_many_as_said(kind, monkeypatch: pytest.MonkeyPatch):
 
 @every_block
 def test_maps_are_given_back_as_soon_as_nobody_reads_them(kind, monkeypatch: pytest.MonkeyPatch):
-    alive, most = [], []
+    alive, most, read = [], [], []
 
     def watched(shape, like):
         map_ = torch.empty(shape, dtype=like.dtype, memory_format=torch.channels_last)
@@ -171,8 +173,9 @@ def test_maps_are_given_back_as_soon_as_nobody_reads_them(kind, monkeypatch: pyt
     monkeypatch.setattr(block_op, "empty_channels_last", watched)
     launch = block_launch._launch
 
-    def stepped(*args):
-        launch(*args)
+    def stepped(step, *args):
+        launch(step, *args)
+        read.append(sources(step))
         most.append(sum(ref() is not None for ref in alive))
 
     monkeypatch.setattr(block_launch, "_launch", stepped)
@@ -180,7 +183,7 @@ def test_maps_are_given_back_as_soon_as_nobody_reads_them(kind, monkeypatch: pyt
     assert sum(ref() is not None for ref in alive) == 1
     assert result is alive[0]()
     # Behind the last step: the output and what that step read.
-    assert most[-1] <= 2
+    assert most[-1] <= 1 + sum(name != INPUT for name in read[-1])
 
 
 @every_block
@@ -234,7 +237,7 @@ def test_the_first_layers_give_the_same_bits_however_many_images_at_a_time(
     assert torch.equal(test_stem.fused(x, convs, backend="triton"), torch.cat(expected))
 
 
-# On the compiled extension. CPU convolutions stand in for its kernels; the pools are Triton's.
+# On the compiled extension. CPU convolutions and pools stand in for its kernels.
 
 
 @pytest.fixture
@@ -249,19 +252,14 @@ def called(monkeypatch: pytest.MonkeyPatch):
 
 
 @every_block
-def test_convolutions_run_on_the_extension(kind, called):
+def test_every_step_runs_on_the_extension(kind, called):
     x, convs = images(2, dtype=torch.float16), make_convs(kind, torch.float16)
     got = fused(kind, x, convs, backend="cuda")
     oracle = unfused(kind, x.double(), rounded(convs, torch.float64))
     testing.assert_within_budget(got, unfused(kind, x, convs), oracle)
     testing.assert_channels_last(got)
     low, high = FUSED_BLOCKS[kind].launches
-    pools = kind in AVERAGED or kind in (
-        "inception_d",
-        "inception_d_double",
-        "inception_e_max_pool",
-    )
-    assert len(called) == low - pools
+    assert len(called) == low
     assert called.count("factorized_conv2d") == high - low
 
 
@@ -287,7 +285,7 @@ def test_on_auto_a_step_has_the_backend_of_its_op(called, monkeypatch: pytest.Mo
     assert reason is None
     for step, launcher in zip(plan.steps, launchers, strict=True):
         module = (type(step).__name__ == "Split" and "cuda_launch") or "launch"
-        assert launcher is None or launcher.__module__.rpartition(".")[2] == module
+        assert launcher.__module__.rpartition(".")[2] == module
     # What neither takes is said for both.
     monkeypatch.setattr(_extension, "refusal", lambda dtype, device: "no library")
     wide = tuple(p._replace(dtype=torch.float64) for p in problems)
@@ -307,9 +305,8 @@ def narrow_conv(channels: int, filters: int, **options) -> BasicConv2d:
     )
 
 
-@pytest.fixture
-def narrow_network(monkeypatch: pytest.MonkeyPatch):
-    """(unfused, fused) Inception V3 of an eighth of the width, the fused one on "triton"."""
+def make_narrow_network(monkeypatch: pytest.MonkeyPatch, backend: str):
+    """(unfused, fused) Inception V3 of an eighth of the width, the fused one on `backend`."""
     model = InceptionV3(
         num_classes=10,
         aux_logits=False,
@@ -319,9 +316,14 @@ def narrow_network(monkeypatch: pytest.MonkeyPatch):
     model.fc = nn.Linear(2048 // DIVISOR, 10)
     randomize(model).eval()
     for kind, spec in FUSED_BLOCKS.items():
-        forward = functools.partial(spec.forward, backend="triton")
+        forward = functools.partial(spec.forward, backend=backend)
         monkeypatch.setitem(blocks.FUSED_BLOCKS, kind, spec._replace(forward=forward))
     return model, fuse(model, strict=True)
+
+
+@pytest.fixture
+def narrow_network(monkeypatch: pytest.MonkeyPatch):
+    return make_narrow_network(monkeypatch, "triton")
 
 
 def features_and_logits(network: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
@@ -346,6 +348,25 @@ def test_a_whole_network_agrees_with_the_unfused_one(narrow_network):
             features_and_logits(network, x), features_and_logits(model, x), strict=True
         ):
             assert (got - want).abs().max() <= 2e-5
+
+
+@torch.no_grad()
+def test_a_whole_network_runs_on_the_extension(called, monkeypatch: pytest.MonkeyPatch):
+    """On "cuda" no kernel of Triton's runs, from the image to the logits."""
+
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError("a Triton kernel was launched")
+
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", refuse)
+    model, network = make_narrow_network(monkeypatch, "cuda")
+    x = photographs(torch.float16)[:1]
+    got = features_and_logits(network.half(), x)
+    assert len(called) == report(network).launches_per_forward[0]
+    monkeypatch.undo()
+    oracle = features_and_logits(model.double(), x.double())
+    theirs = features_and_logits(model.half(), x)
+    for mine, their, exact in zip(got, theirs, oracle, strict=True):
+        testing.assert_within_budget(mine, their, exact)
 
 
 @pytest.mark.slow

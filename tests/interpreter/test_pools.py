@@ -15,6 +15,7 @@ from fused_inception.ops.common import launching
 from fused_inception.ops.common.geometry import empty_channels_last
 from fused_inception.ops.pool2d import launch
 from fused_inception.ops.pool2d.op import Problem, _check_max, global_avg_pool2d, max_pool2d
+from tests import test_emulator_pools
 
 # (batch, channels, height, width)
 SHAPES = [(1, 1, 3, 3), (3, 20, 9, 8), (2, 64, 17, 17), (2, 130, 4, 7), (1, 16, 71, 5)]
@@ -82,6 +83,18 @@ def test_the_average_is_within_pytorchs_error(shape, bias, include_pad, precisio
     oracle = averaged(x.double(), None if b is None else b.double(), include_pad)
     result = average(x, b, include_pad)
     testing.assert_within_budget(result, averaged(x, b, include_pad), oracle, factor)
+
+
+@pytest.mark.parametrize("include_pad", [True, False], ids=["pad", "no-pad"])
+def test_an_average_is_the_sum_in_the_order_of_the_window(include_pad, precision):
+    """The very bits that the extension is held to."""
+    dtype, _ = precision
+    if dtype == torch.bfloat16:
+        pytest.skip("the interpreter cuts a result to bfloat16 off instead of rounding it")
+    x = maps((3, 20, 9, 8), dtype)
+    bias = maps((20, 1, 1, 1), dtype, seed=1).flatten()
+    want = test_emulator_pools.average(x, (3, 3), (1, 1), (1, 1), bias, include_pad, True)
+    testing.assert_same_bits(average(x, bias, include_pad), want)
 
 
 @pytest.mark.parametrize("include_pad", [True, False], ids=["pad", "no-pad"])

@@ -67,6 +67,12 @@ def tile_table(numbers: Sequence[int]) -> tuple[TileConfiguration, ...]:
     return tuple(TileConfiguration(number, False, *row) for number, row in enumerate(rows))
 
 
+def channel_refusal(*channels: int) -> str | None:
+    """Why the extension does not take a number of channels, or None where it takes all."""
+    most = max(channels)
+    return f"{most} channels; takes up to 2^20" if most > MAX_CHANNELS else None
+
+
 def refusal(
     channels: Iterable[int],
     table: Callable[[], tuple[TileConfiguration, ...]],
@@ -74,10 +80,7 @@ def refusal(
     device: torch.device,
 ) -> str | None:
     """Why the extension does not take a convolution, or None; `table` has what it may run as."""
-    most = max(channels)
-    if most > MAX_CHANNELS:
-        return f"{most} channels; takes up to 2^20"
-    reason = _extension.refusal(dtype, device)
+    reason = channel_refusal(*channels) or _extension.refusal(dtype, device)
     if reason is None:
         least, limit = min(c.shared_bytes for c in table()), device_limits(device).shared_bytes
         if least > limit:

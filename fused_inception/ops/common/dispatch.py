@@ -48,16 +48,6 @@ def kernels(
     return Backend(name, can_run, runs(launch), launch)
 
 
-def missing(op: str, name: str) -> Backend:
-    """A backend that has no kernel for `op` in this version."""
-    reason = f"this version has no {name} kernel for {op}"
-
-    def run(*args: object) -> torch.Tensor:
-        raise RuntimeError(f"{op}: {reason}")
-
-    return Backend(name, lambda problem: reason, run)
-
-
 def aten(run: Callable[..., Any]) -> Backend:
     """PyTorch's own convolutions, which take every problem that passes the op's checks."""
     return Backend("aten", lambda problem: None, run)

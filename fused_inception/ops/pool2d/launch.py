@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,7 @@ from fused_inception.ops.common.launching import (
 )
 from fused_inception.ops.common.precision import conv_precision
 
-from . import aten
+from . import aten, cuda_launch
 
 if TYPE_CHECKING:
     from .op import Problem
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 NAME = "pool2d"
 MAX_POOL = "max_pool2d"
 GLOBAL_AVG_POOL = "global_avg_pool2d"
+AVG_POOL_ACT = "avg_pool2d_act"
 
 
 def _can_run_triton(problem: Problem) -> str | None:
@@ -42,32 +44,8 @@ def _run_max_aten(problem: Problem, *args: Any) -> torch.Tensor:
     return with_channels_last_strides(aten.max_pool2d(*args))
 
 
-def _run_max_triton(problem: Problem, input: torch.Tensor, *window: Any) -> torch.Tensor:
-    output = empty_channels_last(problem.output_shape, input)
-    launch_max_pool(problem, input, output)
-    return output
-
-
 def _run_global_aten(problem: Problem, input: torch.Tensor) -> torch.Tensor:
     return with_channels_last_strides(aten.global_avg_pool2d(input))
-
-
-def _run_global_triton(problem: Problem, input: torch.Tensor) -> torch.Tensor:
-    output = empty_channels_last(problem.output_shape, input)
-    launch_global_avg_pool(problem, input, output)
-    return output
-
-
-MAX_POOL_BACKENDS = (
-    dispatch.missing(MAX_POOL, "cuda"),
-    dispatch.Backend("triton", _can_run_triton, _run_max_triton),
-    dispatch.aten(_run_max_aten),
-)
-GLOBAL_AVG_POOL_BACKENDS = (
-    dispatch.missing(GLOBAL_AVG_POOL, "cuda"),
-    dispatch.Backend("triton", _can_run_triton, _run_global_triton),
-    dispatch.aten(_run_global_aten),
-)
 
 
 def _tile(problem: Problem) -> Tile:
@@ -214,3 +192,41 @@ def launch_global_avg_pool(
                 BLOCK_K=tile.block_k,
                 num_warps=tile.num_warps,
             )
+
+
+def _runs(launch: Callable[..., None]) -> Callable[..., torch.Tensor]:
+    # A pool by a launcher; the problem has the window.
+    def run(problem: Problem, input: torch.Tensor, *window: Any) -> torch.Tensor:
+        output = empty_channels_last(problem.output_shape, input)
+        launch(problem, input, output)
+        return output
+
+    return run
+
+
+def _average_runs(launch: Callable[..., None]) -> Callable[..., torch.Tensor]:
+    def run(
+        problem: Problem, input: torch.Tensor, bias: torch.Tensor | None, include_pad: bool
+    ) -> torch.Tensor:
+        output = empty_channels_last(problem.output_shape, input)
+        launch(problem, input, bias, output, include_pad)
+        return output
+
+    return run
+
+
+MAX_POOL_BACKENDS = (
+    dispatch.kernels("cuda", cuda_launch.can_run, cuda_launch.launch_max_pool, _runs),
+    dispatch.kernels("triton", _can_run_triton, launch_max_pool, _runs),
+    dispatch.aten(_run_max_aten),
+)
+GLOBAL_AVG_POOL_BACKENDS = (
+    dispatch.kernels("cuda", cuda_launch.can_run, cuda_launch.launch_global_avg_pool, _runs),
+    dispatch.kernels("triton", _can_run_triton, launch_global_avg_pool, _runs),
+    dispatch.aten(_run_global_aten),
+)
+# Of the blocks, which have it behind a 1x1 convolution; aten's is a step of theirs.
+AVG_POOL_ACT_BACKENDS = (
+    dispatch.kernels("cuda", cuda_launch.can_run, cuda_launch.launch_avg_pool_act, _average_runs),
+    dispatch.kernels("triton", _can_run_triton, launch_avg_pool_act, _average_runs),
+)

@@ -179,9 +179,9 @@ def global_avg_pool2d(input: torch.Tensor, *, backend: str = "auto") -> torch.Te
         those above. RuntimeError: `backend` was named and cannot run here.
 
     Note:
-        Sums are float32 on "triton", in an order that depends on the size of the map alone, so an
-        image's result is bitwise independent of the batch around it. Where a gradient is wanted, it
-        is `F.adaptive_avg_pool2d`.
+        Sums are float32 on "triton" and "cuda", in an order that depends on the size of the map
+        alone and is each backend's own, so an image's result is bitwise independent of the batch
+        around it. Where a gradient is wanted, it is `F.adaptive_avg_pool2d`.
     """
     checks.check_tensors(GLOBAL_AVG_POOL, input=input)
     checks.check_options(GLOBAL_AVG_POOL, backend=backend)

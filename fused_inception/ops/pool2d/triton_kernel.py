@@ -8,10 +8,9 @@ The average pool has a bias and an activation because it stands behind the 1×1 
 network has behind the pool: both are linear, so they may change places, and the pool then runs over
 the 1×1's filters instead of over all channels of the block's input.
 
-The maximum is PyTorch's, bit by bit: row-major over the window, replaced when the next is greater
-or NaN; so NaN stays, and of +0 and -0 the first. Sums are float32, row-major over the window. The
-global mean keeps one partial sum a row of the tile, pixels `i`, `i + BLOCK_P`, ... in the `i`-th,
-and adds these up at the end: its order depends on the tile and the map, never on the batch.
+The maximum is PyTorch's, bit by bit (`max_pool_tile`). Sums are float32, row-major over the window.
+The global mean keeps one partial sum a row of the tile, pixels `i`, `i + BLOCK_P`, ... in the
+`i`-th, and adds these up at the end: its order depends on the tile and the map, never on the batch.
 
 Bytes moved from and to memory: the input and the output once; what windows share comes from L2.
 
@@ -24,6 +23,7 @@ import triton.language as tl
 
 from fused_inception.ops.common.triton_conv import pixel_of_row, store_tile, tap_mask
 from fused_inception.ops.common.triton_math import relu
+from fused_inception.ops.common.triton_pool import max_pool_tile
 
 
 @triton.jit(do_not_specialize=["num_rows", "first_image"])
@@ -53,27 +53,12 @@ def max_pool2d_kernel(
     BLOCK_K: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    # Comparing keeps the bits of the input's dtype.
-    POOL_DTYPE: tl.constexpr = tl.float32 if UPCAST else x_ptr.dtype.element_ty
-    k_blocks = tl.cdiv(pool_channels, BLOCK_K)
-    k = (tl.program_id(0) % k_blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
-    row = (tl.program_id(0) // k_blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
-    valid = row < num_rows
-    image, p, q = pixel_of_row(row, out_height, out_width)
-    h = p * step_h - pad_h
-    w = q * step_w - pad_w
-    x_offset = (first_image + image) * stride_xn
-    x_offset += h.to(tl.int64) * stride_xh + w.to(tl.int64) * stride_xw
-    pooled = tl.full((BLOCK_P, BLOCK_K), -float("inf"), dtype=POOL_DTYPE)
-    for r in range(R):
-        for s in tl.static_range(S):
-            inside = tap_mask(valid, h + r, w + s, height, width, CHECK_H, CHECK_W)
-            mask = inside[:, None] & (k < pool_channels)[None, :]
-            tap = x_offset + tl.cast(r, tl.int64) * stride_xh + tl.cast(s, tl.int64) * stride_xw
-            a = tl.load(x_ptr + tap[:, None] + k[None, :], mask=mask, other=0.0).to(POOL_DTYPE)
-            pooled = tl.where(mask & ((a > pooled) | (a != a)), a, pooled)
-    y_offset = (tl.cast(first_image, tl.int64) * out_height * out_width + row) * stride_y
-    store_tile(y_ptr, y_offset, k, pooled, valid, k < pool_channels)
+    max_pool_tile(
+        tl.program_id(0),
+        x_ptr, y_ptr, first_image, num_rows, height, width, out_height, out_width,
+        stride_xn, stride_xh, stride_xw, stride_y, pool_channels, step_h, step_w, pad_h, pad_w,
+        R, S, CHECK_H, CHECK_W, BLOCK_P, BLOCK_K, UPCAST,
+    )  # fmt: skip
 
 
 @triton.jit(
