@@ -133,7 +133,6 @@ def test_a_large_batch_is_split_into_launches(monkeypatch: pytest.MonkeyPatch):
             yield part
 
     monkeypatch.setattr(launch, "image_ranges", counted)
-    monkeypatch.setattr(launch, "size_refusal", lambda *args: None)
     monkeypatch.setattr(launching, "MAX_ROWS", 8)
     assert torch.equal(run(shape, inputs), expected(inputs))
     assert launches == [(0, 2), (2, 2), (4, 1)]
