@@ -42,6 +42,8 @@ COMPLAINT = r"\bwarning\b|\(C75\d\d\)"
 C_MID = 192
 # The same of the input, for ops whose shared memory depends on it.
 C_IN = 384
+# Of the pools, by form: an average reads eight biases, the mean of a map writes a word.
+POOL_NARROW_ACCESSES = (0, 8, 1)
 
 Table = list[Configuration] | list[convolutions.Configuration]
 
@@ -94,6 +96,7 @@ class Row:
     static_shared_bytes: int
     spilled_bytes: int
     matrix_instructions: int
+    narrow_accesses: int  # loads and stores of global memory of less than 16 bytes
 
 
 def sources() -> list[Path]:
@@ -142,10 +145,12 @@ def _unmangled(symbol: str) -> tuple[str, re.Match[str] | None]:
 
 
 def _rows(report: str, sass: str) -> Iterator[Row]:
-    instructions = {}
+    instructions, narrow = {}, {}
     for part in sass.split("Function : ")[1:]:
         name, _, body = part.partition("\n")
         instructions[name.strip()] = len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA)\.", body))
+        accesses = re.findall(r"\b(?:LDG|STG|LD|ST)\.[\w.]+", body)
+        narrow[name.strip()] = sum("128" not in access.split(".") for access in accesses)
     for part in report.split("Compiling entry function '")[1:]:
         mangled = part.partition("'")[0]
 
@@ -164,6 +169,7 @@ def _rows(report: str, sass: str) -> Iterator[Row]:
             static_shared_bytes=number(r"(\d+) bytes smem"),
             spilled_bytes=number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
             matrix_instructions=instructions[mangled],
+            narrow_accesses=narrow[mangled],
         )
 
 
@@ -179,8 +185,11 @@ def faults(row: Row, architecture: str, table: Table) -> list[str]:
         return ["has matrix instructions"] if row.matrix_instructions else []
     if row.spilled_bytes:
         found.append(f"spills {row.spilled_bytes} bytes")
+    pool = row.kernel.startswith(pools.OP)
+    if pool and row.narrow_accesses > POOL_NARROW_ACCESSES[row.configuration or 0]:
+        found.append(f"{row.narrow_accesses} accesses of less than 16 bytes")
     # A pool has no product.
-    if not row.matrix_instructions and not row.kernel.startswith(pools.OP):
+    if not row.matrix_instructions and not pool:
         found.append("has no matrix instruction")
     if row.configuration is None:
         found.append("has no row in a table of configurations")

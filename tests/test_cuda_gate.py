@@ -52,6 +52,8 @@ def test_the_gate_sees_what_does_not_fit():
     assert cuda_gate.faults(rows[0], "sm_80", table) == ["has matrix instructions"]
     idle = dataclasses.replace(row, matrix_instructions=0)
     assert any("matrix" in fault for fault in cuda_gate.faults(idle, "sm_80", table))
+    pool = dataclasses.replace(row, kernel="pool2d_kernel", narrow_accesses=1)
+    assert any("less than 16" in fault for fault in cuda_gate.faults(pool, "sm_80", table))
 
 
 SPILLING = """

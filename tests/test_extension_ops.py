@@ -201,6 +201,7 @@ def test_what_the_branches_do_not_take_is_refused_in_words():
         ({"dtype": torch.float32}, r"dtype torch.float32; takes float16 and bfloat16"),
         ({"c_out": (8, 2**20 + 1)}, r"1048577 channels; takes up to 2\^20"),
         ({"channels": 2**20 + 1}, r"1048577 channels; takes up to 2\^20"),
+        ({"c_in": (8,) * 4, "c_out": (8,) * 4}, r"4 convolutions; takes 1 to 3"),
         ({"height": 2**16, "width": 2**15}, r"a map of 65536x32768; takes up to 2\^30 pixels"),
         ({}, r"input is on cpu; takes CUDA tensors|the CUDA extension"),
     ):

@@ -99,8 +99,9 @@ struct RunningPool {
       words[i] = max ? least.words[i % kChunkWords] : 0;
   }
 
-  // `first`: whether this is the pixel to begin with.
-  __device__ __forceinline__ void take(const device::Chunk& chunk, bool first, bool max) {
+  // `first`: whether this is the pixel to begin with. By value: through a reference to memory a
+  // chunk's words would be loaded one by one.
+  __device__ __forceinline__ void take(device::Chunk chunk, bool first, bool max) {
     constexpr int kPerWord = Elements<input_t>::kPerWord;
 #pragma unroll
     for (int j = 0; j < kChunkWords; ++j) {

@@ -456,7 +456,8 @@ class _Resolver:
 
     def siblings(self, roles: tuple[str, ...], filters: int) -> dict[str, int]:
         """Filters of each: what its reader takes, and the rest for the one that nobody reads."""
-        readers = dict(link for step in self.plan.steps for link in links(step))
+        # Of several readers of one map the first.
+        readers = dict(reversed([link for step in self.plan.steps for link in links(step)]))
         sizes: dict[str, int] = {}
         rest = None
         for role in roles:

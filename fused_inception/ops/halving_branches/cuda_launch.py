@@ -17,10 +17,10 @@ from fused_inception.ops.common.cuda_launching import (
     refusal,
     tile_table,
 )
-from fused_inception.ops.common.launching import dense_bias, operand, size_refusal
+from fused_inception.ops.common.launching import dense_bias, operand
 from fused_inception.ops.common.registration import define_internal
 
-from .problem import Branch, Problem
+from .problem import Branch, Problem, shape_refusal
 
 _out_operator = define_internal(
     "_halving_branches_cuda_out",
@@ -40,7 +40,7 @@ def can_run(problem: Problem) -> str | None:
     """Why the extension cannot run `problem`, or None where it can; see `Backend`."""
     p = problem
     channels = (*p.c_in, *p.c_out, p.channels)
-    return size_refusal(p.height, p.width) or refusal(channels, configurations, p.dtype, p.device)
+    return shape_refusal(p) or refusal(channels, configurations, p.dtype, p.device)
 
 
 def choose(problem: Problem) -> TileConfiguration:

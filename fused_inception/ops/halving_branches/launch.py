@@ -23,20 +23,17 @@ from fused_inception.ops.common.launching import (
     on_device,
     operand,
     pixel_stride,
-    size_refusal,
 )
 from fused_inception.ops.common.precision import conv_precision
 
 from . import cuda_launch
-from .problem import MAX_BRANCHES, Branch, Problem
+from .problem import MAX_BRANCHES, Branch, Problem, shape_refusal
 
 NAME = "halving_branches"
 
 
 def _can_run_triton(problem: Problem) -> str | None:
-    return dispatch.triton_refusal(problem.dtype, problem.device) or size_refusal(
-        problem.height, problem.width
-    )
+    return dispatch.triton_refusal(problem.dtype, problem.device) or shape_refusal(problem)
 
 
 def launch_branches(

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+from fused_inception.ops.common.launching import size_refusal
+
 MAX_BRANCHES = 3
 
 
@@ -50,3 +52,11 @@ class Branch(NamedTuple):
     weight: torch.Tensor
     bias: torch.Tensor | None
     output: torch.Tensor
+
+
+def shape_refusal(problem: Problem) -> str | None:
+    """Why no kernel takes a problem, or None."""
+    branches = len(problem.c_out)
+    if not 1 <= branches <= MAX_BRANCHES:
+        return f"{branches} convolutions; takes 1 to {MAX_BRANCHES}"
+    return size_refusal(problem.height, problem.width)
