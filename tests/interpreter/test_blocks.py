@@ -19,7 +19,7 @@ from triton.runtime import interpreter
 from fused_inception import _extension, blocks, fuse, report, testing
 from fused_inception.blocks import FUSED_BLOCKS, ConvWeights
 from fused_inception.blocks import launch as block_launch
-from fused_inception.blocks import op as block_op
+from fused_inception.blocks import prepared
 from fused_inception.blocks.plan import INPUT, ImagesAtATime, sources
 from fused_inception.models.inception_v3 import BasicConv2d, InceptionBlocks, InceptionV3
 from fused_inception.ops.common import dispatch_table, launching
@@ -112,7 +112,7 @@ def test_every_element_is_written_and_nothing_else(kind, monkeypatch: pytest.Mon
         return buffer.as_strided(shape, (h * w * c, 1, w * c, c), guard)
 
     monkeypatch.setattr(block_launch, "empty_channels_last", guarded)
-    monkeypatch.setattr(block_op, "empty_channels_last", guarded)
+    monkeypatch.setattr(prepared, "empty_channels_last", guarded)
     x, convs = whole_numbers(kind)
     with testing.fp32_precision("ieee"):
         result = run(kind, x.float(), rounded(convs, torch.float32))
@@ -170,7 +170,7 @@ def test_maps_are_given_back_as_soon_as_nobody_reads_them(kind, monkeypatch: pyt
         return map_
 
     monkeypatch.setattr(block_launch, "empty_channels_last", watched)
-    monkeypatch.setattr(block_op, "empty_channels_last", watched)
+    monkeypatch.setattr(prepared, "empty_channels_last", watched)
     launch = block_launch._launch
 
     def stepped(step, *args):
