@@ -37,10 +37,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 CONFIGURATIONS = {
-    "conv2d_act": ("tiles-128x128", "tiles-128x96", "tiles-128x64", "tiles-64x32"),
+    "conv2d_act": (
+        "tiles-128x128", "tiles-128x96", "tiles-128x64", "tiles-64x32",
+        "sm90-256x192", "sm90-256x96", "sm90-256x64", "sm90-128x128", "sm90-64x32",
+    ),
     "grid_reduction": ("tiles-128x128", "tiles-128x96", "tiles-64x32"),
     "split_conv2d": ("whole-64x128", "whole-64x32", "tiles-128x128", "tiles-64x32"),
-}
+}  # fmt: skip
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 WHOLE_ROWS = 64  # pixels of a tile of whole images
 LIMIT_99_KB = 101376

@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(GridReductionTraits<kConfiguration>::kThreads,
                                   GridReductionTraits<kConfiguration>::kMinBlocks)
     grid_reduction_kernel(const __grid_constant__ GridReductionParams params) {
   using Traits = GridReductionTraits<kConfiguration>;
-  auto& storage = *device::dynamic_smem<TileStorage<Traits>>();
+  auto& storage = tile_storage<Traits>();
   const WarpTile<Traits> warp;
   const int32_t filter_tiles = filter_tiles_of(params.conv, Traits::kBlockN);
   const int32_t first_pixel = device::block_index() / filter_tiles * Traits::kBlockM;
@@ -129,8 +129,8 @@ __global__ void __launch_bounds__(GridReductionTraits<kConfiguration>::kThreads,
   };
 
   Accumulators<Traits> acc;
-  clear<Traits>(acc);
   run_steps<Traits>(
+      acc,
       storage.ring,
       ChannelsOutside{taps, params.input.line_taps, channels},
       [&](TileStage<Traits>& stage, const Step& step) {
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(GridReductionTraits<kConfiguration>::kThreads,
       },
       [&](TileStage<Traits>& stage, const Step& step) {
         multiply<Traits, input_t>(acc, stage.filters(), warp, [&](int fragment, int k16) {
-          return warp.pixel_address(stage.pixels(), fragment, k16);
+          return warp.pixels(stage.pixels(), fragment, k16);
         });
         if (step.k / kBlockK % filter_tiles != filter_tile) return;
         pool.take(stage, step.tap == 0, params.max);

@@ -150,7 +150,7 @@ struct PixelsInRing {
                                               const Step&,
                                               int fragment,
                                               int k16) const {
-    return warp.pixel_address(stage.pixels(), fragment, k16);
+    return warp.pixels(stage.pixels(), fragment, k16);
   }
 };
 
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(SplitConv2dTraits<kConfiguration>::kThreads,
     split_conv2d_kernel(const __grid_constant__ SplitConv2dParams params) {
   using Traits = SplitConv2dTraits<kConfiguration>;
   constexpr bool kWhole = kSplitConv2dConfigurations[kConfiguration].whole;
-  auto& storage = *device::dynamic_smem<TileStorage<Traits>>();
+  auto& storage = tile_storage<Traits>();
   const WarpTile<Traits> warp;
   const FilteredMap& map = params.input;
   const int32_t filter_tiles = filter_tiles_of(params, Traits::kBlockN);
@@ -191,8 +191,8 @@ __global__ void __launch_bounds__(SplitConv2dTraits<kConfiguration>::kThreads,
                             map.channels};
 
   Accumulators<Traits> acc;
-  clear<Traits>(acc);
   run_steps<Traits>(
+      acc,
       storage.ring,
       order,
       [&](TileStage<Traits>& stage, const Step& step) {

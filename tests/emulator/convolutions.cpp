@@ -2,6 +2,7 @@
 // Runs `conv2d_act`, `grid_reduction` or `split_conv2d` once, as `op` says: operands from raw
 // files, any configuration, all of the output's channels into one raw file.
 #include "conv2d_act/sm80_launch.cuh"
+#include "conv2d_act/sm90_launch.cuh"
 #include "emulator/driver.h"
 #include "grid_reduction/sm80_launch.cuh"
 #include "split_conv2d/sm80_launch.cuh"
@@ -111,7 +112,10 @@ device::Status run(const Operands& operands) {
     params.segments[params.num_segments] = operands.segment(text, begin);
     begin = params.segments[params.num_segments++].end;
   }
-  return launch_conv2d_act<Element>(params, configuration, nullptr);
+  return configuration < kNumConv2dActConfigurations
+             ? launch_conv2d_act<Element>(params, configuration, nullptr)
+             : launch_conv2d_act_sm90<Element>(
+                   params, configuration - kNumConv2dActConfigurations, nullptr);
 }
 
 // The rows of the tables, with the shared memory that `channels` channels take.
@@ -127,6 +131,9 @@ int list(int channels) {
   };
   for (const TileShape& tile : kConv2dActConfigurations) {
     print("conv2d_act tiles", tile, tile.fixed_shared_bytes());
+  }
+  for (const TileShape& tile : kConv2dActSm90Configurations) {
+    print("conv2d_act sm90", tile, tile.fixed_shared_bytes());
   }
   for (const TileShape& tile : kGridReductionConfigurations) {
     print("grid_reduction tiles", tile, tile.fixed_shared_bytes());
