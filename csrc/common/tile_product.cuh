@@ -172,16 +172,21 @@ struct PixelRows {
   }
   static __device__ __forceinline__ int chunk() { return device::thread_index() % 4; }
 
-  // Into `tile`, the pixels that tap (r, s) sees and the 32 channels from `k` on.
-  __device__ __forceinline__ void load(uint32_t tile, int r, int s, int k) const {
+  // The pixels that tap (r, s) sees, the 32 channels from `k` on, to where `place(row, chunk)`
+  // says.
+  template <typename Place>
+  __device__ __forceinline__ void load_to(const Place& place, int r, int s, int k) const {
 #pragma unroll
     for (int i = 0; i < Traits::kRowsA; ++i) {
       const int32_t at = cross[i] + r, along = line[i] + s;
       const bool inside = at >= 0 && at < cross_size && along >= 0 && along < line_size &&
                           k + 8 * chunk() < channels;
       const int64_t element = inside ? offset[i] + r * cross_stride + s * line_stride + k : 0;
-      device::cp_async_16(tile + tile_offset(row(i), chunk()), source + element, inside ? 16 : 0);
+      device::cp_async_16(place(row(i), chunk()), source + element, inside ? 16 : 0);
     }
+  }
+  __device__ __forceinline__ void load(uint32_t tile, int r, int s, int k) const {
+    load_to([&](int row, int chunk) { return tile + tile_offset(row, chunk); }, r, s, k);
   }
 };
 

@@ -96,11 +96,9 @@ struct RunningPool {
   }
 };
 
-template <int kConfiguration, typename input_t>
-__global__ void __launch_bounds__(GridReductionTraits<kConfiguration>::kThreads,
-                                  GridReductionTraits<kConfiguration>::kMinBlocks)
-    grid_reduction_kernel(const __grid_constant__ GridReductionParams params) {
-  using Traits = GridReductionTraits<kConfiguration>;
+// A tile of pixels times a tile of filters, and its share of the pool: a kernel on either engine.
+template <typename Traits, typename input_t>
+__device__ __forceinline__ void reduce_tile(const GridReductionParams& params) {
   auto& storage = tile_storage<Traits>();
   const WarpTile<Traits> warp;
   const int32_t filter_tiles = filter_tiles_of(params.conv, Traits::kBlockN);
@@ -148,6 +146,13 @@ __global__ void __launch_bounds__(GridReductionTraits<kConfiguration>::kThreads,
   finish<Traits, input_t>(
       acc, warp, params.bias, first_filter, params.conv.end, params.conv.relu, collect_in(storage));
   write_output<Traits>(storage, params.conv.destination, first_filter, params.conv.stored);
+}
+
+template <int kConfiguration, typename input_t>
+__global__ void __launch_bounds__(GridReductionTraits<kConfiguration>::kThreads,
+                                  GridReductionTraits<kConfiguration>::kMinBlocks)
+    grid_reduction_kernel(const __grid_constant__ GridReductionParams params) {
+  reduce_tile<GridReductionTraits<kConfiguration>, input_t>(params);
 }
 
 }  // namespace fused_inception
