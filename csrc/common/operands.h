@@ -182,13 +182,36 @@ inline void check_launched(const char* op,
         cudaGetErrorString(error));
 }
 
-// Three numbers a row of a table of tiles: pixels, filters, and bytes of shared memory.
-template <size_t kRows>
-std::vector<int64_t> tile_numbers(const TileShape (&table)[kRows]) {
+// Refuses a configuration on wgmma for any device but those that have it.
+inline void check_has_wgmma(const char* op, int64_t configuration, int32_t device) {
+  int major = 0, minor = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  check(major == 9 && minor == 0,
+        op,
+        ": configuration ",
+        configuration,
+        " takes a device of compute capability 9.0, got ",
+        major,
+        ".",
+        minor);
+}
+
+// Four numbers a row of tables of tiles: whether they are on wgmma, pixels, filters, and bytes of
+// shared memory.
+template <size_t kRows, size_t kSm90Rows>
+std::vector<int64_t> tile_numbers(const TileShape (&table)[kRows],
+                                  const TileShape (&sm90_table)[kSm90Rows]) {
   std::vector<int64_t> numbers;
-  for (const TileShape& tile : table) {
-    numbers.insert(numbers.end(), {tile.block_m, tile.block_n, tile.fixed_shared_bytes()});
-  }
+  const auto add = [&](const TileShape& tile) {
+    numbers.insert(
+        numbers.end(),
+        {tile.engine == Engine::kWgmma, tile.block_m, tile.block_n, tile.fixed_shared_bytes()});
+  };
+  for (const TileShape& tile : table)
+    add(tile);
+  for (const TileShape& tile : sm90_table)
+    add(tile);
   return numbers;
 }
 
@@ -196,13 +219,14 @@ using NamedTensors = std::vector<std::pair<const char*, std::optional<Tensor>>>;
 
 // Checks the devices of `tensors`, then runs `launch(first image, images, element, stream)` on as
 // many images at a time as keep `pixels` of each within a launch. `element` is a value of the
-// element type.
+// element type; configurations from `first_sm90` on are on wgmma.
 template <typename Launch>
 void run_on_device(const char* op,
                    const Tensor& input,
                    const NamedTensors& tensors,
                    int64_t pixels,
                    int64_t configuration,
+                   int64_t first_sm90,
                    const Launch& launch) {
   check(input.is_cuda(), op, ": input must be on a CUDA device, got ", device_name(input));
   for (const auto& [name, tensor] : tensors) {
@@ -210,6 +234,7 @@ void run_on_device(const char* op,
   }
   const int32_t device = input.get_device_index();
   const DeviceGuard guard(device);
+  if (configuration >= first_sm90) check_has_wgmma(op, configuration, device);
   const int64_t batch = input.size(0);
   if (batch == 0) return;
   const cudaStream_t stream = current_stream(device);

@@ -92,19 +92,24 @@ void conv2d_act_cuda_out(Tensor input,
                 tensors,
                 height * width,
                 configuration,
+                kNumConv2dActConfigurations,
                 [&](int64_t first, int32_t images, auto element, cudaStream_t stream) {
                   params.input.first_image = first;
                   params.input.num_images = images;
                   for (Segment& segment : params.segments)
                     segment.first_image = first;
-                  return launch_conv2d_act<decltype(element)>(
-                      params, static_cast<int>(configuration), stream);
+                  using Element = decltype(element);
+                  const int number = static_cast<int>(configuration);
+                  return number < kNumConv2dActConfigurations
+                             ? launch_conv2d_act<Element>(params, number, stream)
+                             : launch_conv2d_act_sm90<Element>(
+                                   params, number - kNumConv2dActConfigurations, stream);
                 });
 }
 
-// Three numbers a configuration: pixels and filters of its tile, and bytes of shared memory.
+// Four numbers a configuration: see `tile_numbers`.
 std::vector<int64_t> conv2d_act_cuda_configurations() {
-  return tile_numbers(kConv2dActConfigurations);
+  return tile_numbers(kConv2dActConfigurations, kConv2dActSm90Configurations);
 }
 
 }  // namespace

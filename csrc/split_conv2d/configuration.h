@@ -43,6 +43,7 @@ constexpr int kNumSplitConv2dSm90Configurations = static_cast<int>(
 // line, and lines of zeros each image, as far as the taps reach, and come before the first.
 struct SplitPatches {
   static constexpr int kSide = 8;
+  static constexpr int kMaxTaps = 31;  // all that the op takes
 
   int images;
   int line_zeros;
@@ -72,11 +73,13 @@ FUSED_INCEPTION_HOST_DEVICE constexpr SplitPatches patches_of(int block_m,
 }
 
 // Whole images that a tile takes; 0 where a map is too large.
-constexpr int64_t whole_images(const TileShape& tile, const FilteredMap& map) {
-  if (tile.engine == Engine::kMmaSync)
-    return tile.block_m / (int64_t{map.cross_size} * map.line_size);
-  const bool fits = map.cross_size <= SplitPatches::kSide && map.line_size <= SplitPatches::kSide;
-  return fits ? patches_of(tile.block_m, 1, 1).images : 0;
+constexpr int64_t whole_images(const TileShape& tile, const SplitConv2dParams& params) {
+  const int cross = params.input.cross_size, line = params.input.line_size;
+  if (tile.engine == Engine::kMmaSync) return tile.block_m / (int64_t{cross} * line);
+  const int side = cross > line ? cross : line;
+  const int taps = params.row.taps > params.col.taps ? params.row.taps : params.col.taps;
+  const bool fits = side <= SplitPatches::kSide && taps <= SplitPatches::kMaxTaps;
+  return fits ? patches_of(tile.block_m, params.row.taps, params.col.taps).images : 0;
 }
 
 // Bytes of dynamic shared memory of a block. Whole images are, on mma.sync, tiles of 32 channels,

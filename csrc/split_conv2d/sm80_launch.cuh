@@ -17,13 +17,13 @@ inline device::Status launch_split(void (*kernel)(SplitConv2dParams),
                                    device::Stream stream) {
   const FilteredMap& map = params.input;
   const int32_t filter_tiles = filter_tiles_of(params, row.tile.block_n);
-  const int64_t bytes = shared_bytes(row, map.channels, params.row.taps, params.col.taps);
   int64_t blocks = product_blocks(row.tile, map, filter_tiles);
   if (row.whole) {
-    const int64_t images = whole_images(row.tile, map);
+    const int64_t images = whole_images(row.tile, params);
     if (images == 0) return device::kInvalidValue;
     blocks = (map.num_images + images - 1) / images * filter_tiles;
   }
+  const int64_t bytes = shared_bytes(row, map.channels, params.row.taps, params.col.taps);
   if (bytes > INT32_MAX) return device::kInvalidValue;
   return device::launch(
       kernel, blocks, row.tile.threads(), static_cast<int>(bytes), stream, params);
