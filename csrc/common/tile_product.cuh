@@ -190,6 +190,39 @@ struct PixelRows {
   }
 };
 
+// A thread's chunk of a step where the channels of all taps follow one another: a step may have the
+// last channels of one tap and the first of the next.
+struct JoinedChunk {
+  int32_t cross_taps;
+  int32_t line_taps;
+  int32_t channels;
+  int32_t k;
+  int32_t cross = 0;
+  int32_t line = 0;
+
+  __device__ __forceinline__ JoinedChunk(const FilteredMap& map, int chunk)
+      : cross_taps(map.cross_taps), line_taps(map.line_taps), channels(map.channels), k(8 * chunk) {
+    settle();
+  }
+  // To the chunk of the next step.
+  __device__ __forceinline__ void advance() {
+    k += kBlockK;
+    settle();
+  }
+  __device__ __forceinline__ bool exists() const { return cross < cross_taps; }
+
+ private:
+  __device__ __forceinline__ void settle() {
+    while (k >= channels && exists()) {
+      k -= channels;
+      if (++line == line_taps) {
+        line = 0;
+        ++cross;
+      }
+    }
+  }
+};
+
 // The same for kRows filters of a step, from a weight [filter][tap][channel].
 template <typename Traits, int kRows = Traits::kBlockN>
 struct FilterRows {
@@ -543,8 +576,9 @@ __device__ __forceinline__ Pixel locate_in_order(const FilteredMap& map,
 }
 
 // A tile of pixels times a tile of the filters of one segment, taps outside and channels inside:
-// a kernel. Blocks that read the same pixels are neighbours.
-template <typename Traits, typename input_t>
+// a kernel. Blocks that read the same pixels are neighbours. Where taps are joined their channels
+// fill whole steps together, if not by themselves.
+template <typename Traits, typename input_t, bool kJoinTaps>
 __device__ __forceinline__ void convolve_tile(const ConvolutionParams& params) {
   auto& storage = tile_storage<Traits>();
   const WarpTile<Traits> warp;
@@ -567,15 +601,26 @@ __device__ __forceinline__ void convolve_tile(const ConvolutionParams& params) {
   const PixelRows<Traits> pixel_rows(params.input, pixel_of);
   const int32_t channels = params.input.channels;
   const int32_t taps = params.input.cross_taps * params.input.line_taps;
-  const FilterRows<Traits> filter_rows(params.weight, first_filter, segment.end, taps, channels);
+  // The channels of joined taps are those of one.
+  const int32_t own_taps = kJoinTaps ? 1 : taps,
+                own_channels = kJoinTaps ? taps * channels : channels;
+  const FilterRows<Traits> filter_rows(
+      params.weight, first_filter, segment.end, own_taps, own_channels);
+  JoinedChunk joined(params.input, PixelRows<Traits>::chunk());
 
   Accumulators<Traits> acc;
   run_steps<Traits>(
       acc,
       storage.ring,
-      TapsOutside{taps, params.input.line_taps, channels},
+      TapsOutside{own_taps, params.input.line_taps, own_channels},
       [&](TileStage<Traits>& stage, const Step& step) {
-        pixel_rows.load(stage.pixels(), step.cross, step.line, step.k);
+        if constexpr (kJoinTaps) {
+          const int32_t k = joined.exists() ? joined.k - 8 * PixelRows<Traits>::chunk() : channels;
+          pixel_rows.load(stage.pixels(), joined.cross, joined.line, k);
+          joined.advance();
+        } else {
+          pixel_rows.load(stage.pixels(), step.cross, step.line, step.k);
+        }
         filter_rows.load(stage.filters(), step.tap, step.k);
       },
       [&](TileStage<Traits>& stage, const Step&) {

@@ -58,6 +58,12 @@ void conv2d_act_cuda_out(Tensor input,
         " and padding ",
         List{padding});
 
+  // The channels of all taps are counted together.
+  check(taps[0] * taps[1] * channels <= kMaxPixels,
+        kOp,
+        ": a filter must have at most 2^30 weights, got shape ",
+        List{weight.sizes()});
+
   ConvolutionParams params = {};
   params.input = filtered_map(input, taps, step, pad);
   params.weight = weight.const_data_ptr();

@@ -154,7 +154,7 @@ template <int kConfiguration, typename input_t>
 __global__ void __launch_bounds__(Sm80Traits<kConfiguration>::kThreads,
                                   Sm80Traits<kConfiguration>::kMinBlocks)
     shifted_conv2d_kernel(const __grid_constant__ ConvolutionParams params) {
-  convolve_tile<Sm80Traits<kConfiguration>, input_t>(params);
+  convolve_tile<Sm80Traits<kConfiguration>, input_t, false>(params);
 }
 
 }  // namespace fused_inception

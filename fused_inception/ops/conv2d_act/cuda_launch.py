@@ -27,6 +27,8 @@ from .segments import Segment, check_segments, padded_size_refusal
 if TYPE_CHECKING:
     from .op import Problem
 
+MAX_FILTER_WEIGHTS = 2**30
+
 _out_operator = define_internal(
     "_conv2d_act_cuda_out",
     "(Tensor input, Tensor weight, Tensor? bias, Tensor(a!)[] outs, int[] sizes, int relus, "
@@ -44,6 +46,9 @@ def configurations() -> tuple[TileConfiguration, ...]:
 def can_run(problem: Problem) -> str | None:
     """Why the extension cannot run `problem`, or None where it can; see `Backend`."""
     p = problem
+    weights = p.kernel[0] * p.kernel[1] * padded(p.c_in, CHANNEL_MULTIPLE)
+    if weights > MAX_FILTER_WEIGHTS:
+        return f"{weights} weights a filter; takes up to 2^30"
     return padded_size_refusal(p) or refusal((p.c_in, p.c_out), configurations, p.dtype, p.device)
 
 
