@@ -287,6 +287,18 @@ def test_a_bad_call_is_refused_with_its_values(op: str, changes: dict[str, Any],
 
 
 @needs_library
+def test_a_filter_of_too_many_weights_is_refused():
+    from fused_inception.ops.conv2d_act.op import Problem
+
+    problem = Problem(
+        1, 1024, 1025, 1024, 8, (1025, 1024), (1, 1), (0, 0), 1, 1, torch.float16,
+        torch.device("cuda"),
+    )  # fmt: skip
+    reason = "1074790400 weights a filter; takes up to 2^30"
+    assert conv_launch.can_run(problem) == reason
+
+
+@needs_library
 def test_channels_and_taps_of_the_table_are_checked():
     with pytest.raises(RuntimeError, match=r"channels must be 1 to 2\^20, got 0"):
         split_launch._configurations_operator(0, 3, 3)
