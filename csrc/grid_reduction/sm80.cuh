@@ -21,8 +21,7 @@
 // memory a step and tile, where the products of 128 x 128 take 64: with three tiles of filters a
 // third of the steps pool.
 //
-// Not on wgmma: as Triton's kernel does the same with wgmma on compute capability 9.0 and 10.0, the
-// tables of fused_inception/ops/dispatch prefer that one there.
+// sm90.cuh has the same on wgmma.
 //
 // Range: any odd kernel; channels in multiples of 8, which the caller pads; any batch of up to 2^30
 // output pixels a launch. The window is always inside the map. Nothing here has been timed.

@@ -21,8 +21,7 @@
 // 96 KB of pixels and the ring leave no room for a second block, with half the warps to hide a
 // barrier. Arithmetic; nothing here has been timed.
 //
-// Not on wgmma: Triton's kernel does the same with wgmma on compute capability 9.0 and 10.0, and
-// the tables of fused_inception/ops/dispatch prefer that one there.
+// sm90.cuh has the same on wgmma.
 //
 // Range: odd filters; channels in multiples of 8, which the caller pads; any batch of up to 2^30
 // pixels a launch.
