@@ -99,7 +99,9 @@ def sources() -> list[Path]:
 
 def cases() -> Iterator[Case]:
     for source in sources():
-        for architecture in ARCHITECTURES:
+        # Kernels on wgmma are a trap on every other architecture; one shows it.
+        sm90 = source.name.startswith("sm90")
+        for architecture in ARCHITECTURES[:2] if sm90 else ARCHITECTURES:
             yield Case(source, architecture)
 
 

@@ -40,8 +40,7 @@ pytestmark = pytest.mark.skipif(
 CONFIGURATIONS = {
     "conv2d_act": (
         "tiles-128x128", "tiles-128x96", "tiles-128x64", "tiles-64x32",
-        "sm90-256x192", "sm90-256x128", "sm90-256x96", "sm90-256x64", "sm90-256x32",
-        "sm90-128x128", "sm90-128x64", "sm90-64x32",
+        "sm90-256x192", "sm90-256x96", "sm90-256x64", "sm90-128x128", "sm90-128x64", "sm90-64x32",
     ),
     "grid_reduction": (
         "tiles-128x128", "tiles-128x96", "tiles-64x32",
@@ -132,14 +131,16 @@ SUBJECTS = {
         SplitShape(2, 8, 8, 384, 384, 384, 3, 3),
     ),
 }
-EACH = [(op, i) for op in OPS for i in range(len(CONFIGURATIONS[op]))]
-each_configuration = pytest.mark.parametrize(
-    ("op", "configuration"), EACH, ids=[f"{op}-{CONFIGURATIONS[op][i]}" for op, i in EACH]
-)
 
 
 def is_sm90(op: str, configuration: int) -> bool:
     return CONFIGURATIONS[op][configuration].startswith("sm90")
+
+
+EACH = [(op, i) for op in OPS for i in range(len(CONFIGURATIONS[op]))]
+each_configuration = pytest.mark.parametrize(
+    ("op", "configuration"), EACH, ids=[f"{op}-{CONFIGURATIONS[op][i]}" for op, i in EACH]
+)
 
 
 def taken(op: str, configuration: int, shape: Any) -> bool:
@@ -177,9 +178,12 @@ def test_every_configuration_is_tested(op: str):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_integers_are_exact(op: str, configuration: int, dtype: str, tmp_path: Path):
     subject = SUBJECTS[op]
+    schedules = ("lazy", "eager") if dtype == "fp16" else ("lazy",)
+    if is_sm90(op, configuration):  # one kind of schedule with either dtype
+        schedules = schedules[-1:]
     for shape in subject.shapes:
         inputs = subject.integers(shape, DTYPES[dtype])
-        for schedule in ("lazy", "eager") if dtype == "fp16" else ("lazy",):
+        for schedule in schedules:
             outcome = subject.run(tmp_path, shape, inputs, configuration, schedule=schedule)
             if not taken(op, configuration, shape):
                 assert outcome[1].refused
@@ -192,7 +196,9 @@ def test_integers_are_exact(op: str, configuration: int, dtype: str, tmp_path: P
 def test_an_inception_shape_is_exact(op: str, configuration: int, tmp_path: Path):
     shape = SUBJECTS[op].inception
     inputs = SUBJECTS[op].integers(shape, torch.bfloat16)
-    outcome = SUBJECTS[op].run(tmp_path, shape, inputs, configuration)
+    # On wgmma judging the order takes most of the time; smaller shapes have it judged.
+    races = int(not is_sm90(op, configuration))
+    outcome = SUBJECTS[op].run(tmp_path, shape, inputs, configuration, races=races)
     assert torch.equal(checked(op, shape, outcome), expected(op, shape, inputs))
 
 
@@ -221,7 +227,7 @@ def test_swarm_of_schedules(op: str, configuration: int, tmp_path: Path):
     shape = subject.shapes[2]
     inputs = subject.integers(shape, torch.bfloat16)
     want = expected(op, shape, inputs)
-    for seed in range(8):
+    for seed in range(3 if is_sm90(op, configuration) else 8):
         outcome = subject.run(tmp_path, shape, inputs, configuration, schedule="swarm", seed=seed)
         assert torch.equal(checked(op, shape, outcome), want), f"seed {seed}"
 
@@ -230,7 +236,13 @@ def test_swarm_of_schedules(op: str, configuration: int, tmp_path: Path):
     programs.refusal() is None and programs.sanitizer_refusal() is not None,
     reason="emulator: g++ has no libasan or no libubsan",
 )
-@each_configuration
+@pytest.mark.parametrize(
+    ("op", "configuration"),
+    # Of those on wgmma, which differ in numbers alone, one of each form.
+    [(op, i) for op, i in EACH if not is_sm90(op, i)]
+    + [("conv2d_act", 4), ("grid_reduction", 3), ("split_conv2d", 4), ("split_conv2d", 7)],
+    ids=str,
+)
 def test_sanitizers(op: str, configuration: int, tmp_path: Path):
     shape = SUBJECTS[op].shapes[0]
     inputs = SUBJECTS[op].integers(shape, torch.bfloat16)
@@ -264,7 +276,7 @@ def test_an_image_does_not_depend_on_its_batch(op: str, configuration: int, tmp_
     inputs = subject.random(shape, torch.bfloat16)
     whole = checked(op, shape, subject.run(tmp_path, shape, inputs, configuration))
     alone = dataclasses.replace(shape, batch=1)
-    for i in (0, shape.batch - 1):
+    for i in (shape.batch - 1,) if is_sm90(op, configuration) else (0, shape.batch - 1):
         one = inputs._replace(input=inputs.input[i : i + 1])
         output = checked(op, alone, subject.run(tmp_path, alone, one, configuration))
         assert torch.equal(output[0], whole[i])
@@ -372,7 +384,8 @@ def test_segments(configuration: int, tmp_path: Path):
     assert output[:, 104:112].isnan().all()
 
 
-@each_configuration
+# wgmma reads by its descriptors, where the emulator counts nothing.
+@pytest.mark.parametrize(("op", "configuration"), [(op, i) for op, i in EACH if not is_sm90(op, i)])
 def test_tiles_are_read_without_bank_conflicts(op: str, configuration: int, tmp_path: Path):
     """Rows that stand for the zeros beyond a map share their bank: with one tap there are none."""
     subject = SUBJECTS[op]
@@ -383,8 +396,7 @@ def test_tiles_are_read_without_bank_conflicts(op: str, configuration: int, tmp_
     }[op]
     inputs = subject.integers(shape, torch.bfloat16)
     _, report = subject.run(tmp_path, shape, inputs, configuration)
-    # wgmma reads by its descriptors; of a launch on it there is nothing to count.
-    assert (report.matrices > 0) != is_sm90(op, configuration)
+    assert report.matrices > 0
     assert report.conflicts == 0
 
 
@@ -421,7 +433,7 @@ MUTATED = {
         ("grid_reduction", 0),
         ("split_conv2d", 0),
         ("split_conv2d", 2),
-        ("conv2d_act", 9),
+        ("conv2d_act", 7),
         ("grid_reduction", 4),
         ("split_conv2d", 4),
         ("split_conv2d", 6),

@@ -23,10 +23,8 @@ constexpr int kNumConv2dActConfigurations =
 // differ in bits: which of them serves must not depend on the batch.
 constexpr TileShape kConv2dActSm90Configurations[] = {
     {256, 192, 8, 1, 6, 1, Engine::kWgmma},  // the least bytes from L2 per product
-    {256, 128, 8, 1, 8, 1, Engine::kWgmma},  // 128 filters
     {256, 96, 8, 1, 8, 1, Engine::kWgmma},   // 96 and 288 filters
-    {256, 64, 8, 1, 5, 2, Engine::kWgmma},   // 64, 320 and 448 filters
-    {256, 32, 8, 1, 5, 2, Engine::kWgmma},   // 32 filters
+    {256, 64, 8, 1, 5, 2, Engine::kWgmma},   // 32, 64, 320 and 448 filters
     {128, 128, 8, 1, 6, 2, Engine::kWgmma},  // batches in between ...
     {128, 64, 8, 1, 6, 2, Engine::kWgmma},   // ... and smaller ones
     {64, 32, 4, 1, 8, 4, Engine::kWgmma},    // few pixels, few filters

@@ -23,13 +23,14 @@
 //
 //   tile        bytes a clock   of the matrix units   registers   shared memory   blocks
 //   256 x 192    37             94 %                  255         170 KB          1
-//   256 x 128    48             73 %                  198         194 KB          1
 //   256 x 96     59             60 %                  166         178 KB          1
 //   256 x 64     80             44 %                  126         102 KB          2
-//   256 x 32    144             24 %                   80          92 KB          2
 //   128 x 128    64             55 %                  115          97 KB          2
 //   128 x 64     96             36 %                   96          73 KB          2
 //   64 x 32     192             18 %                   62          49 KB          4
+//
+// Left out: 256 x 128 (48 bytes), by which segments of 128 filters would gain a seventh on 256 x
+// 192, and 256 x 32 (144 bytes), by which 32 filters would gain a tenth on 256 x 64.
 //
 // From shared memory a wgmma of 64 x F reads 2048 + 32 F bytes in F / 2 clocks: 85 of 128 bytes a
 // clock with 192 filters, beside which the copies write 37; all of 128 with 64 filters, which it
