@@ -1,9 +1,10 @@
 """The CUDA kernels of `conv2d_act`, `grid_reduction` and `split_conv2d` in the emulator.
 
-Every configuration, both dtypes. Whole-number inputs make the result exact, so values are compared
-with `torch.equal`; what is random here is compared bitwise between configurations. Bounds, poison,
-races and deadlocks are judged in every run. Left out: the time that anything takes, and what the
-device does in another order than the emulator.
+Every configuration on either engine, both dtypes. Whole-number inputs make the result exact, so
+values are compared with `torch.equal`; what is random here is compared bitwise between all
+configurations, though between mma.sync and wgmma a device may differ. Bounds, poison, races and
+deadlocks are judged in every run. Left out: the time that anything takes, and what the device does
+in another order than the emulator.
 """
 
 from __future__ import annotations
