@@ -197,21 +197,19 @@ inline void check_has_wgmma(const char* op, int64_t configuration, int32_t devic
         minor);
 }
 
-// Four numbers a row of tables of tiles: whether they are on wgmma, pixels, filters, and bytes of
+// Four numbers a row of tables of tiles: whether it is on wgmma, pixels, filters, and bytes of
 // shared memory.
-template <size_t kRows, size_t kSm90Rows>
-std::vector<int64_t> tile_numbers(const TileShape (&table)[kRows],
-                                  const TileShape (&sm90_table)[kSm90Rows]) {
+template <size_t... kRows>
+std::vector<int64_t> tile_numbers(const TileShape (&... tables)[kRows]) {
   std::vector<int64_t> numbers;
-  const auto add = [&](const TileShape& tile) {
-    numbers.insert(
-        numbers.end(),
-        {tile.engine == Engine::kWgmma, tile.block_m, tile.block_n, tile.fixed_shared_bytes()});
+  const auto add = [&](const auto& table) {
+    for (const TileShape& tile : table) {
+      numbers.insert(
+          numbers.end(),
+          {tile.engine == Engine::kWgmma, tile.block_m, tile.block_n, tile.fixed_shared_bytes()});
+    }
   };
-  for (const TileShape& tile : table)
-    add(tile);
-  for (const TileShape& tile : sm90_table)
-    add(tile);
+  (add(tables), ...);
   return numbers;
 }
 
@@ -219,14 +217,13 @@ using NamedTensors = std::vector<std::pair<const char*, std::optional<Tensor>>>;
 
 // Checks the devices of `tensors`, then runs `launch(first image, images, element, stream)` on as
 // many images at a time as keep `pixels` of each within a launch. `element` is a value of the
-// element type; configurations from `first_sm90` on are on wgmma.
+// element type.
 template <typename Launch>
 void run_on_device(const char* op,
                    const Tensor& input,
                    const NamedTensors& tensors,
                    int64_t pixels,
                    int64_t configuration,
-                   int64_t first_sm90,
                    const Launch& launch) {
   check(input.is_cuda(), op, ": input must be on a CUDA device, got ", device_name(input));
   for (const auto& [name, tensor] : tensors) {
@@ -234,7 +231,6 @@ void run_on_device(const char* op,
   }
   const int32_t device = input.get_device_index();
   const DeviceGuard guard(device);
-  if (configuration >= first_sm90) check_has_wgmma(op, configuration, device);
   const int64_t batch = input.size(0);
   if (batch == 0) return;
   const cudaStream_t stream = current_stream(device);

@@ -578,7 +578,7 @@ __device__ __forceinline__ Pixel locate_in_order(const FilteredMap& map,
 // A tile of pixels times a tile of the filters of one segment, taps outside and channels inside:
 // a kernel. Blocks that read the same pixels are neighbours. Where taps are joined their channels
 // fill whole steps together, if not by themselves.
-template <typename Traits, typename input_t, bool kJoinTaps>
+template <typename Traits, typename input_t, bool kJoinTaps = true>
 __device__ __forceinline__ void convolve_tile(const ConvolutionParams& params) {
   auto& storage = tile_storage<Traits>();
   const WarpTile<Traits> warp;

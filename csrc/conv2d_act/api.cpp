@@ -98,7 +98,6 @@ void conv2d_act_cuda_out(Tensor input,
                 tensors,
                 height * width,
                 configuration,
-                kNumConv2dActConfigurations,
                 [&](int64_t first, int32_t images, auto element, cudaStream_t stream) {
                   params.input.first_image = first;
                   params.input.num_images = images;
@@ -106,10 +105,11 @@ void conv2d_act_cuda_out(Tensor input,
                     segment.first_image = first;
                   using Element = decltype(element);
                   const int number = static_cast<int>(configuration);
-                  return number < kNumConv2dActConfigurations
-                             ? launch_conv2d_act<Element>(params, number, stream)
-                             : launch_conv2d_act_sm90<Element>(
-                                   params, number - kNumConv2dActConfigurations, stream);
+                  if (number < kNumConv2dActConfigurations)
+                    return launch_conv2d_act<Element>(params, number, stream);
+                  check_has_wgmma(kOp, configuration, input.get_device_index());
+                  return launch_conv2d_act_sm90<Element>(
+                      params, number - kNumConv2dActConfigurations, stream);
                 });
 }
 

@@ -37,7 +37,7 @@ template <int kConfiguration, typename input_t>
 __global__ void __launch_bounds__(Conv2dActTraits<kConfiguration>::kThreads,
                                   Conv2dActTraits<kConfiguration>::kMinBlocks)
     conv2d_act_kernel(const __grid_constant__ ConvolutionParams params) {
-  convolve_tile<Conv2dActTraits<kConfiguration>, input_t, true>(params);
+  convolve_tile<Conv2dActTraits<kConfiguration>, input_t>(params);
 }
 
 }  // namespace fused_inception

@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(Conv2dActSm90Traits<kConfiguration>::kThreads,
                                   Conv2dActSm90Traits<kConfiguration>::kMinBlocks)
     conv2d_act_sm90_kernel(const __grid_constant__ ConvolutionParams params) {
   if constexpr (device::kHasWgmma) {
-    convolve_tile<Conv2dActSm90Traits<kConfiguration>, input_t, true>(params);
+    convolve_tile<Conv2dActSm90Traits<kConfiguration>, input_t>(params);
   } else {
     device::trap();
   }

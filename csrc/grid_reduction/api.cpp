@@ -59,16 +59,16 @@ void grid_reduction_cuda_out(Tensor input,
                 {{"weight", weight}, {"bias", bias}, {"conv", conv}, {"pooled", pooled}},
                 height * width,
                 configuration,
-                kNumGridReductionConfigurations,
                 [&](int64_t first, int32_t images, auto element, cudaStream_t stream) {
                   params.input.first_image = params.conv.first_image = first;
                   params.input.num_images = images;
                   using Element = decltype(element);
                   const int number = static_cast<int>(configuration);
-                  return number < kNumGridReductionConfigurations
-                             ? launch_grid_reduction<Element>(params, number, stream)
-                             : launch_grid_reduction_sm90<Element>(
-                                   params, number - kNumGridReductionConfigurations, stream);
+                  if (number < kNumGridReductionConfigurations)
+                    return launch_grid_reduction<Element>(params, number, stream);
+                  check_has_wgmma(kOp, configuration, input.get_device_index());
+                  return launch_grid_reduction_sm90<Element>(
+                      params, number - kNumGridReductionConfigurations, stream);
                 });
 }
 

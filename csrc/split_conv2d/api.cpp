@@ -73,17 +73,17 @@ void split_conv2d_cuda_out(Tensor input,
                  {"col", col}},
                 height * width,
                 configuration,
-                kNumSplitConv2dConfigurations,
                 [&](int64_t first, int32_t images, auto element, cudaStream_t stream) {
                   params.input.first_image = first;
                   params.row.output.first_image = params.col.output.first_image = first;
                   params.input.num_images = images;
                   using Element = decltype(element);
                   const int number = static_cast<int>(configuration);
-                  return number < kNumSplitConv2dConfigurations
-                             ? launch_split_conv2d<Element>(params, number, stream)
-                             : launch_split_conv2d_sm90<Element>(
-                                   params, number - kNumSplitConv2dConfigurations, stream);
+                  if (number < kNumSplitConv2dConfigurations)
+                    return launch_split_conv2d<Element>(params, number, stream);
+                  check_has_wgmma(kOp, configuration, input.get_device_index());
+                  return launch_split_conv2d_sm90<Element>(
+                      params, number - kNumSplitConv2dConfigurations, stream);
                 });
 }
 
