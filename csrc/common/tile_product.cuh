@@ -223,7 +223,7 @@ struct JoinedChunk {
   }
 };
 
-// The same for kRows filters of a step, from a weight [filter][tap][channel].
+// What PixelRows is, for kRows filters of a step, from a weight [filter][tap][channel].
 template <typename Traits, int kRows = Traits::kBlockN>
 struct FilterRows {
   const uint16_t* weight;
@@ -602,8 +602,8 @@ __device__ __forceinline__ void convolve_tile(const ConvolutionParams& params) {
   const int32_t channels = params.input.channels;
   const int32_t taps = params.input.cross_taps * params.input.line_taps;
   // The channels of joined taps are those of one.
-  const int32_t own_taps = kJoinTaps ? 1 : taps,
-                own_channels = kJoinTaps ? taps * channels : channels;
+  const int32_t own_taps = kJoinTaps ? 1 : taps;
+  const int32_t own_channels = kJoinTaps ? taps * channels : channels;
   const FilterRows<Traits> filter_rows(
       params.weight, first_filter, segment.end, own_taps, own_channels);
   JoinedChunk joined(params.input, PixelRows<Traits>::chunk());

@@ -26,7 +26,7 @@
 //   256 x 96     59             60 %                  166         178 KB          1
 //   256 x 64     80             44 %                  126         102 KB          2
 //   128 x 128    64             55 %                  115          97 KB          2
-//   128 x 64     96             36 %                   96          73 KB          2
+//   128 x 64     96             36 %                   80          73 KB          2
 //   64 x 32     192             18 %                   62          49 KB          4
 //
 // Left out: 256 x 128 (48 bytes), by which segments of 128 filters would gain a seventh on 256 x

@@ -215,8 +215,8 @@ __device__ __forceinline__ void split_tile(const SplitConv2dParams& params) {
   const auto pixel_of = [&](int row) {
     if constexpr (!kWhole) return locate_in_order(map, pixel_tile * Traits::kBlockM, row);
     if constexpr (Traits::kWgmma) {
-      constexpr int kSide = SplitPatches::kSide;
-      const int32_t image = (pixel_tile * Traits::kBlockM + row) / (kSide * kSide);
+      constexpr int kSide = SplitPatches::kSide, kRows = kSide * kSide;
+      const int32_t image = pixel_tile * (Traits::kBlockM / kRows) + row / kRows;
       const int32_t cross = row / kSide % kSide, position = row % kSide;
       const bool on_map = cross < map.cross_size && position < map.line_size;
       return Pixel{on_map && image < map.num_images, image, cross, position};
