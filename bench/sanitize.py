@@ -79,7 +79,7 @@ def run_block(kind: str, input: torch.Tensor, *tensors: Any, backend: str) -> to
 
 
 def calls(op: str) -> Iterator[tuple[str, Callable[..., torch.Tensor], Any, dict[str, Any]]]:
-    """(name, function, operands on the CPU, keywords): a round and a ragged shape in each dtype."""
+    """(name, function, operands on the CPU, keywords): round and ragged shapes in each dtype."""
     for dtype in DTYPES:
         if op == "factorized_conv2d":
             for pair in (
@@ -95,12 +95,15 @@ def calls(op: str) -> Iterator[tuple[str, Callable[..., torch.Tensor], Any, dict
                 testing.SplitShape(3, 7, 5, 37, 29, 41, 3, 5),
                 # More pixels than a tile of whole images has.
                 testing.SplitShape(2, 9, 13, 40, 24, 24, 3, 3),
+                # On wgmma: enough images for tiles of several warpgroups, here and below.
+                testing.SplitShape(64, 8, 8, 16, 192, 192, 3, 3),
             ):
                 yield str(split), split_conv2d, testing.random_split(split, dtype), {}
         elif op == "grid_reduction":
             for reduction in (
                 testing.ReductionShape(2, 17, 17, 64, 64, 3),
                 testing.ReductionShape(3, 12, 9, 37, 29, 3),
+                testing.ReductionShape(32, 35, 35, 8, 192, 3),
             ):
                 for pool in ("max", "avg"):
                     operands = testing.random_conv(reduction, dtype)
@@ -124,6 +127,7 @@ def calls(op: str) -> Iterator[tuple[str, Callable[..., torch.Tensor], Any, dict
                 testing.ConvShape(2, 17, 17, 64, 64, (1, 1)),
                 testing.ConvShape(2, 17, 17, 64, 64, (3, 3), (2, 2)),
                 testing.ConvShape(3, 9, 11, 37, 29, (3, 3), (1, 1), (1, 1)),
+                testing.ConvShape(8, 35, 35, 16, 192, (1, 1)),
             ):
                 options = {"stride": conv.stride, "padding": conv.padding}
                 yield str(conv), conv2d_act, testing.random_conv(conv, dtype), options

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fused_inception.ops.factorized_conv2d.cuda_launch import L2_BYTES_PER_CLOCK
+from fused_inception.ops.common.cuda_launching import SM90_L2_BYTES_PER_CLOCK
 from tests.sm90_table import CLOCK, FLOPS_PER_CLOCK, H100
 
 BATCHES = (1, 2, 4, 8, 16)
@@ -46,7 +46,7 @@ def factor(channels: int, lines: int, groups: int, across: bool) -> Factor:
     filter_bytes = 2 * min(groups * FILTERS, channels) * TAPS * channels
     pixel_bytes = 2 * read_lines * SIDE * channels
     flops = 2 * groups * FILTERS * columns * TAPS * channels
-    return Factor(flops / FLOPS_PER_CLOCK, (filter_bytes + pixel_bytes) / L2_BYTES_PER_CLOCK)
+    return Factor(flops / FLOPS_PER_CLOCK, (filter_bytes + pixel_bytes) / SM90_L2_BYTES_PER_CLOCK)
 
 
 class Way(NamedTuple):

@@ -135,6 +135,6 @@ def install(monkeypatch: pytest.MonkeyPatch, record: Record = lambda op, operand
         monkeypatch.setattr(module, "_out_operator", stand_in)
     monkeypatch.setattr(_extension, "device_refusal", lambda device: None)
     monkeypatch.setattr(pair_launch, "_device", lambda device: LIMITS)
-    monkeypatch.setattr(pair_launch, "SM90_ENABLED", False)
+    monkeypatch.setattr(cuda_launching, "SM90_ENABLED", False)
     for module in (cuda_launching, split_launch, reduction_launch, conv_launch, branches_launch):
         monkeypatch.setattr(module, "device_limits", lambda device: LIMITS)

@@ -21,17 +21,20 @@ from fused_inception.blocks import layers
 from fused_inception.ops.common import cuda_launching, dispatch, dispatch_table
 from fused_inception.ops.common.configurations import DEVICE_CLASSES, load_table
 from fused_inception.ops.common.cuda_launching import Device
+from fused_inception.ops.conv2d_act import cuda_launch as conv_cuda_launch
 from fused_inception.ops.conv2d_act import launch as conv_launch
 from fused_inception.ops.conv2d_act.op import Problem as ConvProblem
 from fused_inception.ops.factorized_conv2d import cuda_launch as pair_cuda_launch
 from fused_inception.ops.factorized_conv2d import launch as pair_launch
 from fused_inception.ops.factorized_conv2d.op import Problem as PairProblem
+from fused_inception.ops.grid_reduction import cuda_launch as reduction_cuda_launch
 from fused_inception.ops.grid_reduction import launch as reduction_launch
 from fused_inception.ops.grid_reduction.op import Problem as ReductionProblem
 from fused_inception.ops.halving_branches import launch as branches_launch
 from fused_inception.ops.halving_branches.problem import Problem as BranchesProblem
 from fused_inception.ops.pool2d import launch as pool_launch
 from fused_inception.ops.pool2d.op import Problem as PoolProblem
+from fused_inception.ops.split_conv2d import cuda_launch as split_cuda_launch
 from fused_inception.ops.split_conv2d import launch as split_launch
 from fused_inception.ops.split_conv2d.op import Problem as SplitProblem
 
@@ -139,6 +142,11 @@ def test_entries_are_complete(name: str):
         assert entry.block_k.keys() <= {"cuda", "triton", "aten"}
         assert entry.shape.keys() <= set(PROBLEMS[entry.op]._fields)
         assert entry.why
+        assert entry.needs in (None, "wgmma")
+    # What needs something stands before what serves otherwise.
+    for op in PROBLEMS:
+        needs = [entry.needs for entry in table if entry.op == op]
+        assert needs == sorted(needs, key=lambda need: need is None)
         assert entry.measured is None or (ROOT / entry.measured).is_file()
 
 
@@ -214,6 +222,7 @@ def capability(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """A device of this compute capability, as far as the choice of a backend asks."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: request.param)
     monkeypatch.setattr(_extension, "device_refusal", lambda device: None)
+    monkeypatch.setattr(cuda_launching, "SM90_ENABLED", False)
     limits = Device(99 * 1024, 84, 6 << 20)
     for module in (cuda_launching, pair_cuda_launch):
         name = "_device" if module is pair_cuda_launch else "device_limits"
@@ -254,6 +263,54 @@ def test_the_choice_is_the_tables(capability: Any):
     assert choices == dict.fromkeys(
         ("conv2d_act", "linear", "split_conv2d", "grid_reduction", "halving_branches"), rest
     )
+
+
+# Kernels on wgmma, behind their switch.
+
+
+@pytest.fixture
+def switched_on(capability: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """The device's capability, with the switch on and, in a block, the shared memory of an H100."""
+    limits = Device(227 * 1024, 132, 50 << 20)
+    for module in (cuda_launching, conv_cuda_launch, reduction_cuda_launch, split_cuda_launch):
+        monkeypatch.setattr(module, "device_limits", lambda device: limits)
+    monkeypatch.setattr(pair_cuda_launch, "_device", lambda device: limits)
+    monkeypatch.setattr(cuda_launching, "SM90_ENABLED", True)
+    monkeypatch.setattr(_extension, "build_info", lambda: {**INFO, "architectures": ["9.0a"]})
+    return capability
+
+
+@needs_library
+def test_with_the_switch_hopper_has_the_extension(switched_on: tuple[int, int]):
+    """For all but the image's three channels; other devices are as they were."""
+    own = switched_on in ((10, 0), (10, 3))
+    for op, problem in problems(torch.bfloat16):
+        if op == "factorized_conv2d":
+            continue
+        few = op == "conv2d_act" and problem.c_in <= 8
+        assert chosen(op, problem) == ("triton" if own or few else "cuda"), problem
+        batches = [problem._replace(batch=batch) for batch in (0, 2, 256, 100_000)]
+        assert {chosen(op, p) for p in batches} == {chosen(op, problem)}
+
+
+def tile_of(op: str, problem: Any) -> cuda_launching.TileConfiguration:
+    if op == "split_conv2d":
+        table = cuda_launching.of_engine(split_cuda_launch.table_of(problem), problem.device)
+        limits = cuda_launching.device_limits(problem.device)
+        return split_cuda_launch.choose(table, limits, problem)
+    if op == "grid_reduction":
+        return reduction_cuda_launch.choose(problem)
+    return conv_cuda_launch.choose(problem, [problem.c_out])
+
+
+@needs_library
+def test_the_engine_does_not_depend_on_the_batch(switched_on: tuple[int, int]):
+    """Bits may differ between mma.sync and wgmma; the tiles of either give the same."""
+    for op, problem in problems(torch.float16):
+        if op == "factorized_conv2d":
+            continue
+        tiles = [tile_of(op, problem._replace(batch=batch)) for batch in (1, 2, 7, 256, 100_000)]
+        assert {tile.wgmma for tile in tiles} == {switched_on == (9, 0)}, problem
 
 
 @needs_library

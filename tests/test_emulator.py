@@ -69,6 +69,15 @@ def test_fragments_multiply_as_matrices(dtype: str, tmp_path: Path):
     assert torch.equal(output, case.expected)
 
 
+@pytest.mark.parametrize("line", [8, 9, 11])
+def test_eight_rows_of_wgmma_are_lines_apart(line: int, tmp_path: Path):
+    """What whole images of `split_conv2d` stand on."""
+    case = wgmma("bfloat16", 64, 4, shift_a=line + 1, line_a=line)
+    output, report = run_primitive(tmp_path, "wgmma_bfloat16_64", case)
+    assert report.fault == ""
+    assert torch.equal(output, case.expected)
+
+
 @pytest.mark.parametrize("shifts", [(0, 1), (1, 0), (7, 17), (8, 16), (37, 29)], ids=str)
 def test_a_start_address_shifts_the_rows_of_wgmma(shifts: tuple[int, int], tmp_path: Path):
     case = wgmma("float16", 80, 3, shift_a=shifts[0], shift_b=shifts[1])

@@ -1,15 +1,17 @@
 """The CUDA kernels of `conv2d_act`, `grid_reduction` and `split_conv2d` in the emulator.
 
-Every configuration, both dtypes. Whole-number inputs make the result exact, so values are compared
-with `torch.equal`; what is random here is compared bitwise between configurations. Bounds, poison,
-races and deadlocks are judged in every run. Left out: the time that anything takes, and what the
-device does in another order than the emulator.
+Every configuration on either engine, both dtypes. Whole-number inputs make the result exact, so
+values are compared with `torch.equal`; what is random here is compared bitwise between all
+configurations, though between mma.sync and wgmma a device may differ. Bounds, poison, races and
+deadlocks are judged in every run. Left out: the time that anything takes, and what the device does
+in another order than the emulator.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,13 +39,23 @@ pytestmark = pytest.mark.skipif(
 )
 
 CONFIGURATIONS = {
-    "conv2d_act": ("tiles-128x128", "tiles-128x96", "tiles-128x64", "tiles-64x32"),
-    "grid_reduction": ("tiles-128x128", "tiles-128x96", "tiles-64x32"),
-    "split_conv2d": ("whole-64x128", "whole-64x32", "tiles-128x128", "tiles-64x32"),
-}
+    "conv2d_act": (
+        "tiles-128x128", "tiles-128x96", "tiles-128x64", "tiles-64x32",
+        "sm90-256x192", "sm90-256x96", "sm90-256x64", "sm90-128x128", "sm90-128x64", "sm90-64x32",
+    ),
+    "grid_reduction": (
+        "tiles-128x128", "tiles-128x96", "tiles-64x32",
+        "sm90-192x192", "sm90-128x96", "sm90-64x32",
+    ),
+    "split_conv2d": (
+        "whole-64x128", "whole-64x32", "tiles-128x128", "tiles-64x32",
+        "sm90-whole-128x192", "sm90-whole-64x64", "sm90-128x192", "sm90-64x64",
+    ),
+}  # fmt: skip
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 WHOLE_ROWS = 64  # pixels of a tile of whole images
-LIMIT_99_KB = 101376
+WHOLE_SIDE = 8  # of the map of a whole image on wgmma
+LIMIT_99_KB, LIMIT_227_KB = 101376, 232448
 
 
 class Subject(NamedTuple):
@@ -120,18 +132,30 @@ SUBJECTS = {
         SplitShape(2, 8, 8, 384, 384, 384, 3, 3),
     ),
 }
+
+
+def is_sm90(op: str, configuration: int) -> bool:
+    return CONFIGURATIONS[op][configuration].startswith("sm90")
+
+
 EACH = [(op, i) for op in OPS for i in range(len(CONFIGURATIONS[op]))]
-each_configuration = pytest.mark.parametrize(
-    ("op", "configuration"), EACH, ids=[f"{op}-{CONFIGURATIONS[op][i]}" for op, i in EACH]
-)
+EACH_SM80 = [(op, i) for op, i in EACH if not is_sm90(op, i)]
 
 
-def is_whole(op: str, configuration: int) -> bool:
-    return CONFIGURATIONS[op][configuration].startswith("whole")
+def each(rows: list[tuple[str, int]]) -> pytest.MarkDecorator:
+    names = [f"{op}-{CONFIGURATIONS[op][i]}" for op, i in rows]
+    return pytest.mark.parametrize(("op", "configuration"), rows, ids=names)
+
+
+each_configuration = each(EACH)
 
 
 def taken(op: str, configuration: int, shape: Any) -> bool:
-    return not is_whole(op, configuration) or shape.height * shape.width <= WHOLE_ROWS
+    if "whole" not in CONFIGURATIONS[op][configuration]:
+        return True
+    if is_sm90(op, configuration):
+        return max(shape.height, shape.width) <= WHOLE_SIDE
+    return shape.height * shape.width <= WHOLE_ROWS
 
 
 def parts(op: str, shape: Any, output: torch.Tensor, start: int = 0) -> torch.Tensor:
@@ -161,9 +185,12 @@ def test_every_configuration_is_tested(op: str):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_integers_are_exact(op: str, configuration: int, dtype: str, tmp_path: Path):
     subject = SUBJECTS[op]
+    schedules = ("lazy", "eager") if dtype == "fp16" else ("lazy",)
+    if is_sm90(op, configuration):  # one kind of schedule with either dtype
+        schedules = schedules[-1:]
     for shape in subject.shapes:
         inputs = subject.integers(shape, DTYPES[dtype])
-        for schedule in ("lazy", "eager") if dtype == "fp16" else ("lazy",):
+        for schedule in schedules:
             outcome = subject.run(tmp_path, shape, inputs, configuration, schedule=schedule)
             if not taken(op, configuration, shape):
                 assert outcome[1].refused
@@ -172,11 +199,37 @@ def test_integers_are_exact(op: str, configuration: int, dtype: str, tmp_path: P
             assert torch.equal(result, expected(op, shape, inputs)), shape
 
 
-@each_configuration
+@each(EACH_SM80)
 def test_an_inception_shape_is_exact(op: str, configuration: int, tmp_path: Path):
     shape = SUBJECTS[op].inception
     inputs = SUBJECTS[op].integers(shape, torch.bfloat16)
     outcome = SUBJECTS[op].run(tmp_path, shape, inputs, configuration)
+    assert torch.equal(checked(op, shape, outcome), expected(op, shape, inputs))
+
+
+# What takes the most of Inception V3's time, by the configuration that a large batch has.
+DOMINANT = (
+    ("conv2d_act", "sm90-256x192", ConvShape(1, 73, 73, 80, 192, (3, 3))),
+    ("conv2d_act", "sm90-256x96", ConvShape(1, 35, 35, 96, 96, (3, 3), (1, 1), (1, 1))),
+    ("conv2d_act", "sm90-256x96", ConvShape(1, 35, 35, 96, 96, (3, 3), (2, 2))),
+    ("conv2d_act", "sm90-256x64", ConvShape(1, 299, 299, 3, 32, (3, 3), (2, 2))),
+    ("conv2d_act", "sm90-256x192", ConvShape(1, 35, 35, 288, 64 + 48 + 64, (1, 1))),
+    ("grid_reduction", "sm90-192x192", ReductionShape(1, 35, 35, 288, 384, 3)),
+    ("split_conv2d", "sm90-whole-128x192", SplitShape(2, 8, 8, 384, 384, 384, 3, 3)),
+    ("split_conv2d", "sm90-whole-64x64", SplitShape(1, 8, 8, 384, 384, 384, 3, 3)),
+)
+
+
+@pytest.mark.parametrize(("op", "name", "shape"), DOMINANT, ids=str)
+def test_what_dominates_is_exact_on_wgmma(op: str, name: str, shape: Any, tmp_path: Path):
+    """Judging the order takes most of the time; smaller shapes have it judged."""
+    inputs = SUBJECTS[op].integers(shape, torch.bfloat16)
+    merged = op == "conv2d_act" and shape.kernel == (1, 1)
+    places = [SegmentPlace(64, 0), SegmentPlace(48, 64), SegmentPlace(64, 112)]
+    options: dict[str, Any] = {"segments": places} if merged else {}
+    outcome = SUBJECTS[op].run(
+        tmp_path, shape, inputs, CONFIGURATIONS[op].index(name), races=0, **options
+    )
     assert torch.equal(checked(op, shape, outcome), expected(op, shape, inputs))
 
 
@@ -205,7 +258,7 @@ def test_swarm_of_schedules(op: str, configuration: int, tmp_path: Path):
     shape = subject.shapes[2]
     inputs = subject.integers(shape, torch.bfloat16)
     want = expected(op, shape, inputs)
-    for seed in range(8):
+    for seed in range(3 if is_sm90(op, configuration) else 8):
         outcome = subject.run(tmp_path, shape, inputs, configuration, schedule="swarm", seed=seed)
         assert torch.equal(checked(op, shape, outcome), want), f"seed {seed}"
 
@@ -214,7 +267,13 @@ def test_swarm_of_schedules(op: str, configuration: int, tmp_path: Path):
     programs.refusal() is None and programs.sanitizer_refusal() is not None,
     reason="emulator: g++ has no libasan or no libubsan",
 )
-@each_configuration
+# Of those on wgmma, which differ in numbers alone, one of each form.
+@each(
+    [
+        *EACH_SM80,
+        ("conv2d_act", 4), ("grid_reduction", 3), ("split_conv2d", 4), ("split_conv2d", 7),
+    ]
+)  # fmt: skip
 def test_sanitizers(op: str, configuration: int, tmp_path: Path):
     shape = SUBJECTS[op].shapes[0]
     inputs = SUBJECTS[op].integers(shape, torch.bfloat16)
@@ -248,7 +307,7 @@ def test_an_image_does_not_depend_on_its_batch(op: str, configuration: int, tmp_
     inputs = subject.random(shape, torch.bfloat16)
     whole = checked(op, shape, subject.run(tmp_path, shape, inputs, configuration))
     alone = dataclasses.replace(shape, batch=1)
-    for i in (0, shape.batch - 1):
+    for i in (shape.batch - 1,) if is_sm90(op, configuration) else (0, shape.batch - 1):
         one = inputs._replace(input=inputs.input[i : i + 1])
         output = checked(op, alone, subject.run(tmp_path, alone, one, configuration))
         assert torch.equal(output[0], whole[i])
@@ -356,7 +415,8 @@ def test_segments(configuration: int, tmp_path: Path):
     assert output[:, 104:112].isnan().all()
 
 
-@each_configuration
+# wgmma reads by its descriptors, where the emulator counts nothing.
+@each(EACH_SM80)
 def test_tiles_are_read_without_bank_conflicts(op: str, configuration: int, tmp_path: Path):
     """Rows that stand for the zeros beyond a map share their bank: with one tap there are none."""
     subject = SUBJECTS[op]
@@ -372,9 +432,10 @@ def test_tiles_are_read_without_bank_conflicts(op: str, configuration: int, tmp_
 
 
 @each_configuration
-def test_a_block_is_held_to_99_kilobytes(op: str, configuration: int, tmp_path: Path):
-    """Every configuration fits the smallest device with the channels of Inception."""
-    assert configurations(op, 384)[configuration].shared_bytes <= LIMIT_99_KB
+def test_a_block_fits_the_smallest_device(op: str, configuration: int, tmp_path: Path):
+    """Every configuration fits the smallest of its devices with the channels of Inception."""
+    limit = LIMIT_227_KB if is_sm90(op, configuration) else LIMIT_99_KB
+    assert configurations(op, 384)[configuration].shared_bytes <= limit
 
 
 # The mutation run.
@@ -398,7 +459,16 @@ MUTATED = {
 
 @pytest.mark.parametrize(
     ("op", "configuration"),
-    [("conv2d_act", 3), ("grid_reduction", 0), ("split_conv2d", 0), ("split_conv2d", 2)],
+    [
+        ("conv2d_act", 3),
+        ("grid_reduction", 0),
+        ("split_conv2d", 0),
+        ("split_conv2d", 2),
+        ("conv2d_act", 7),
+        ("grid_reduction", 4),
+        ("split_conv2d", 4),
+        ("split_conv2d", 6),
+    ],
 )
 def test_every_synchronizing_call_matters(op: str, configuration: int, tmp_path: Path):
     """Each call is left out in turn, and each wait weakened by a group: all must be noticed."""
@@ -420,7 +490,31 @@ def test_every_synchronizing_call_matters(op: str, configuration: int, tmp_path:
     survivors = {
         f"{programs.source_line(site, op)} weakened by {weaken}"
         for site, primitive in report.sites.items()
-        for weaken in ((0, 1) if primitive == "cp_async_wait" else (0,))
+        for weaken in ((0, 1) if primitive in ("cp_async_wait", "wgmma_wait") else (0,))
         if not noticed(site, weaken)
     }
     assert survivors == set(EXPLAINED)
+
+
+# What is said of a kernel on wgmma without one of its calls, the first of this name.
+EARLY = r"race: an asynchronous copy of thread \d+ writes .* after a product of warpgroup 0"
+NAMED = {
+    "cp_async_wait": r"race: a product of warpgroup 0 reads .* after an asynchronous copy of",
+    "fence_proxy_async": r"no fence_proxy_async: a product of warpgroup 0 reads .* after an async",
+    "wgmma_wait": EARLY,
+    "wgmma_commit": EARLY,
+    "wgmma_fence": r"wgmma_fence is missing since the accumulators were last touched",
+}
+
+
+@pytest.mark.parametrize("primitive", NAMED)
+@pytest.mark.parametrize(("op", "configuration"), [("grid_reduction", 4), ("split_conv2d", 4)])
+def test_a_broken_kernel_on_wgmma_is_caught_by_name(
+    op: str, configuration: int, primitive: str, tmp_path: Path
+):
+    subject, shape = SUBJECTS[op], MUTATED[op][0]
+    inputs = subject.integers(shape, torch.float16)
+    _, report = subject.run(tmp_path, shape, inputs, configuration)
+    site = next(site for site, name in report.sites.items() if name == primitive)
+    _, broken = subject.run(tmp_path, shape, inputs, configuration, mutate=site)
+    assert re.search(NAMED[primitive], broken.fault), broken.fault

@@ -31,11 +31,16 @@ pytestmark = [
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", OPS)
-def test_an_op_agrees(op: str, dtype: str, tmp_path: Path):
+@pytest.mark.parametrize("engine", ["sm80", "sm90"])
+def test_an_op_agrees(op: str, dtype: str, engine: str, tmp_path: Path):
     """Every configuration: whole numbers exactly, random ones within the budget."""
+    if engine == "sm90" and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("gpu: needs compute capability 9.0")
     device = programs.build_for_device(PROGRAM)
     subject = SUBJECTS[op]
-    for number in range(len(configurations(op, 64))):
+    for number, row in enumerate(configurations(op, 64)):
+        if row.sm90 != (engine == "sm90"):
+            continue
         for shape in subject.shapes:
             if not taken(op, number, shape):
                 continue

@@ -59,6 +59,21 @@ def test_unaligned_row_shifts_of_no_swizzle_descriptors(dtype: str, columns: int
             assert torch.equal(output, case.expected), f"shifts {shift_a} and {shift_b}"
 
 
+@pytest.mark.parametrize("line", [8, 9, 10, 11])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_eight_rows_of_a_no_swizzle_descriptor_are_lines_apart(
+    dtype: str, line: int, tmp_path: Path
+):
+    """Strides that are multiples of 16 but not of 128: what whole images of the split stand on."""
+    needs_sm90()
+    device = programs.build_for_device("primitives_program")
+    for shift in (0, 1, line - 1, line, line + 1):
+        case = wgmma(dtype, 96, shift, shift_a=shift, line_a=line)
+        output, report = run_primitive(tmp_path, f"wgmma_{dtype}_96", case, binary=device)
+        assert report.fault == ""
+        assert torch.equal(output, case.expected), f"shift {shift}"
+
+
 @pytest.mark.parametrize("case", TENSOR_COPIES)
 def test_tensor_copies_bring_zeros_from_outside(case: str, tmp_path: Path):
     needs_sm90()

@@ -22,6 +22,7 @@ import torch
 
 import fused_inception
 from fused_inception import _extension
+from fused_inception.ops.common import cuda_launching
 from fused_inception.ops.common.configurations import padded
 from fused_inception.ops.common.geometry import empty_channels_last
 from fused_inception.ops.factorized_conv2d import cuda_launch
@@ -427,7 +428,7 @@ def test_a_line_longer_than_a_tile_has_fewer_configurations():
 
 @needs_library
 def test_what_does_not_fit_wgmma_is_refused_in_words(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cuda_launch, "SM90_ENABLED", True)
+    monkeypatch.setattr(cuda_launching, "SM90_ENABLED", True)
     monkeypatch.setattr(cuda_launch, "_device", lambda device: DEVICES[2])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(_extension, "build_info", lambda: {"architectures": ["9.0a"]})
@@ -466,9 +467,9 @@ def test_larger_clusters_leave_multiprocessors_idle():
 
 def test_wgmma_is_off_without_its_switch(monkeypatch: pytest.MonkeyPatch):
     problem = problem_of(PairShape(1, 17, 17, 192, 192, 192, 7, 7, True))
-    monkeypatch.setattr(cuda_launch, "SM90_ENABLED", False)
+    monkeypatch.setattr(cuda_launching, "SM90_ENABLED", False)
     assert cuda_launch.sm90_refusal(problem) == "the environment has no FUSED_INCEPTION_SM90=1"
-    monkeypatch.setattr(cuda_launch, "SM90_ENABLED", True)
+    monkeypatch.setattr(cuda_launching, "SM90_ENABLED", True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert cuda_launch.sm90_refusal(problem) == "takes compute capability 9.0"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
@@ -479,7 +480,7 @@ def test_wgmma_is_off_without_its_switch(monkeypatch: pytest.MonkeyPatch):
 @needs_library
 def test_on_wgmma_the_batch_chooses_the_configuration_alone(monkeypatch: pytest.MonkeyPatch):
     """The kind of kernel is a matter of one image, and so is whether there is one."""
-    monkeypatch.setattr(cuda_launch, "SM90_ENABLED", True)
+    monkeypatch.setattr(cuda_launching, "SM90_ENABLED", True)
     monkeypatch.setattr(cuda_launch, "_device", lambda device: DEVICES[2])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(_extension, "build_info", lambda: {"architectures": ["9.0a"]})

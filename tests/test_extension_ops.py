@@ -16,7 +16,11 @@ import torch
 import torch.nn.functional as F
 
 from fused_inception import _extension, testing
-from fused_inception.ops.common.cuda_launching import Device, choose_tile_configuration
+from fused_inception.ops.common.cuda_launching import (
+    Device,
+    TileConfiguration,
+    choose_tile_configuration,
+)
 from fused_inception.ops.conv2d_act import cuda_launch as conv_launch
 from fused_inception.ops.conv2d_act.segments import Segment
 from fused_inception.ops.grid_reduction import cuda_launch as reduction_launch
@@ -296,18 +300,34 @@ def test_what_the_pools_do_not_take_is_refused_in_words(problem: dict[str, Any],
 # The choice of a configuration
 
 
+# Devices, and the engine that their configurations are on.
+each_engine = pytest.mark.parametrize(
+    ("device", "wgmma"),
+    [*((device, False) for device in DEVICES), (DEVICES[2], True)],
+    ids=["99KB", "163KB", "227KB", "227KB-wgmma"],
+)
+
+
+def of(table: tuple[TileConfiguration, ...], wgmma: bool) -> tuple[TileConfiguration, ...]:
+    return tuple(c for c in table if c.wgmma == wgmma)
+
+
 @needs_library
 @pytest.mark.parametrize("op", MODULES)
 def test_the_table_is_numbered(op: str):
-    table = MODULES[op].configurations(*([384] if op == "split_conv2d" else []))
+    table = MODULES[op].configurations(*([384, 3, 3] if op == "split_conv2d" else []))
     assert [c.number for c in table] == list(range(len(table)))
     assert any(c.whole for c in table) == (op == "split_conv2d")
+    # Those on wgmma come last, and each fits a block of the devices that have it.
+    assert [c.wgmma for c in table] == sorted(c.wgmma for c in table)
+    assert any(c.wgmma for c in table)
+    assert all(c.shared_bytes <= DEVICES[2].shared_bytes for c in table)
 
 
 @needs_library
-@each_device
-def test_the_largest_tile_is_for_many_pixels(device: Device):
-    table = conv_launch.configurations()
+@each_engine
+def test_the_largest_tile_is_for_many_pixels(device: Device, wgmma: bool):
+    table = of(conv_launch.configurations(), wgmma)
     few = choose_tile_configuration(table, device, 289, [192])
     many = choose_tile_configuration(table, device, 289 * 256, [384])
     assert few.block_m * few.block_n < many.block_m * many.block_n
@@ -316,20 +336,22 @@ def test_the_largest_tile_is_for_many_pixels(device: Device):
 
 
 @needs_library
-@each_device
+@each_engine
 @pytest.mark.parametrize("batch", [1, 8, 64, 256])
-def test_maps_of_8x8_are_whole(device: Device, batch: int):
+def test_maps_of_8x8_are_whole(device: Device, wgmma: bool, batch: int):
     from fused_inception.ops.split_conv2d.op import Problem
 
     problem = Problem(batch, 384, 8, 8, 384, 384, 3, 3, torch.float16, torch.device("cuda"))
-    chosen = split_launch.choose(split_launch.configurations(384), device, problem)
-    assert chosen.whole
-    assert chosen.shared_bytes <= device.shared_bytes
-    larger = problem._replace(height=9)
-    assert not split_launch.choose(split_launch.configurations(384), device, larger).whole
-    # Too many channels for a whole map in 99 KB.
-    wide = split_launch.choose(split_launch.configurations(2048), device, problem)
-    assert not wide.whole
+
+    def chosen(problem: Problem) -> TileConfiguration:
+        return split_launch.choose(of(split_launch.table_of(problem), wgmma), device, problem)
+
+    whole = chosen(problem)
+    assert whole.whole
+    assert whole.shared_bytes <= device.shared_bytes
+    assert not chosen(problem._replace(height=9)).whole
+    # Too many channels for a whole map in a block's memory.
+    assert not chosen(problem._replace(c_in=2048)).whole
 
 
 # What the C++ side refuses
@@ -485,9 +507,23 @@ def test_a_bad_call_is_refused_with_its_values(op: str, changes: dict[str, Any],
 
 
 @needs_library
-def test_channels_of_the_table_are_checked():
+def test_a_filter_of_too_many_weights_is_refused():
+    from fused_inception.ops.conv2d_act.op import Problem
+
+    problem = Problem(
+        1, 1024, 1025, 1024, 8, (1025, 1024), (1, 1), (0, 0), 1, 1, torch.float16,
+        torch.device("cuda"),
+    )  # fmt: skip
+    reason = "1074790400 weights a filter; takes up to 2^30"
+    assert conv_launch.can_run(problem) == reason
+
+
+@needs_library
+def test_channels_and_taps_of_the_table_are_checked():
     with pytest.raises(RuntimeError, match=r"channels must be 1 to 2\^20, got 0"):
-        split_launch._configurations_operator(0)
+        split_launch._configurations_operator(0, 3, 3)
+    with pytest.raises(RuntimeError, match=r"taps must be 1 to 31, got 33"):
+        split_launch._configurations_operator(8, 3, 33)
 
 
 def test_schemas_are_stable():
@@ -508,7 +544,8 @@ def test_schemas_are_stable():
         "fused_inception::_split_conv2d_cuda_out(Tensor input, Tensor weight_row, "
         "Tensor? bias_row, Tensor weight_col, Tensor? bias_col, Tensor(a!) row, Tensor(b!) col, "
         "bool relu, int configuration) -> ()",
-        "fused_inception::_split_conv2d_cuda_configurations(int channels) -> int[]",
+        "fused_inception::_split_conv2d_cuda_configurations(int channels, int taps_row, "
+        "int taps_col) -> int[]",
         "fused_inception::_halving_branches_cuda_out(Tensor[] inputs, Tensor[] weights, "
         "Tensor?[] biases, Tensor(a!)[] outs, Tensor input, Tensor(b!) pooled, "
         "int configuration) -> ()",

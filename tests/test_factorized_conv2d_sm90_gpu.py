@@ -14,6 +14,7 @@ import torch
 
 import fused_inception
 from fused_inception import _extension, testing
+from fused_inception.ops.common import cuda_launching
 from fused_inception.ops.factorized_conv2d import cuda_launch
 from fused_inception.ops.factorized_conv2d.cuda_launch import Configuration
 from fused_inception.testing import PairShape
@@ -47,7 +48,7 @@ def backend(monkeypatch: pytest.MonkeyPatch):
     if torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("gpu: needs compute capability 9.0")
     monkeypatch.setattr(shared, "BACKEND", "cuda")
-    monkeypatch.setattr(cuda_launch, "SM90_ENABLED", True)
+    monkeypatch.setattr(cuda_launching, "SM90_ENABLED", True)
     cuda_launch._plan.cache_clear()
     yield
     monkeypatch.undo()

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,10 @@ from bench import environment, gpu, results, resume, sanitize, sm90
 from bench.gpu import Driver
 from bench.timers import HostTimer
 from fused_inception import testing
+from fused_inception.ops.common import cuda_launching
 from fused_inception.ops.factorized_conv2d import cuda_launch
+from fused_inception.ops.split_conv2d import cuda_launch as split_launch
+from tests import cuda_stand_ins
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -361,8 +365,10 @@ def test_a_pair_is_timed_where_all_configurations_agree(same: bool, monkeypatch)
     )
     calls = itertools.count()
 
-    def launch(problem, configuration, images, input, *operands):
-        return torch.zeros(1) + (0 if same else next(calls))
+    def launch(
+        problem, configuration, images, x, w1, b1, w2, b2, output, mid_activation, activation
+    ):
+        output.fill_(0 if same else next(calls))
 
     monkeypatch.setattr(cuda_launch, "launch", launch)
     monkeypatch.setattr(cuda_launch, "sm90_configurations", lambda problem: table)
@@ -376,3 +382,48 @@ def test_a_pair_is_timed_where_all_configurations_agree(same: bool, monkeypatch)
     assert sum(row["chosen"] for row in rows) == 1
     assert [bool(row["error"]) for row in rows] == [not same] * 3
     assert [row["us"] is not None for row in rows] == [same] * 3
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "wrong"),
+    [
+        ("conv2d_act", testing.ConvShape(1, 9, 7, 16, 24, (3, 3), (2, 2), (1, 1)), None),
+        ("grid_reduction", testing.ReductionShape(1, 9, 7, 16, 24, 3), None),
+        ("split_conv2d", testing.SplitShape(2, 8, 8, 16, 24, 8, 3, 3), None),
+        ("split_conv2d", testing.SplitShape(2, 8, 8, 16, 24, 8, 3, 3), "whole-128x192"),
+    ],
+    ids=["conv2d_act", "grid_reduction", "split_conv2d", "one-is-wrong"],
+)
+def test_ops_on_wgmma_are_timed_where_all_candidates_are_exact(
+    op: str, shape: Any, wrong: str | None, monkeypatch
+):
+    """Convolutions of the CPU stand for the kernels, PyTorch's own for Triton's."""
+    cuda_stand_ins.install(monkeypatch)
+    limits = cuda_launching.Device(227 * 1024, 132, 1 << 20)
+    monkeypatch.setattr(cuda_launching, "device_limits", lambda device: limits)
+    monkeypatch.setattr(sm90, "CudaTimer", lambda _: HostTimer(1e-4))
+    public = getattr(sm90, op)
+    monkeypatch.setattr(sm90, op, lambda *args, **kw: public(*args, **{**kw, "backend": "aten"}))
+    if wrong:
+        launch = split_launch._out_operator
+
+        def operator(*operands: Any) -> None:
+            launch(*operands)
+            if operands[-1] == 4:  # its number
+                operands[5].add_(1)
+
+        monkeypatch.setattr(split_launch, "_out_operator", operator)
+    rows = sm90.op_rows(op, shape, CPU)
+    assert {row["engine"] for row in rows} == {"mma.sync", "wgmma", "triton"}
+    for engine in ("mma.sync", "wgmma", "triton"):
+        assert sum(row["chosen"] for row in rows if row["engine"] == engine) == 1
+    assert [row["configuration"] for row in rows if row["error"]] == ([wrong] if wrong else [])
+    assert all((row["us"] is None) == bool(wrong) for row in rows)
+
+
+def test_the_shapes_that_are_timed_are_inceptions():
+    """Segments of one input are timed as one product."""
+    convs = {(s.height, s.c_in, s.kernel, s.stride) for s in testing.inception_v3_convs(1)}
+    for op, shape in sm90.op_shapes(1):
+        if op == "conv2d_act":
+            assert (shape.height, shape.c_in, shape.kernel, shape.stride) in convs, shape

@@ -1,12 +1,14 @@
 """`conv2d_act`, `split_conv2d` and `grid_reduction` of the compiled extension on a CUDA device.
 
 The properties are those that the Triton backend is held to, and the same functions: imported, they
-run here with the fixtures of this file and with `backend="cuda"`. What is the extension's own (its
-configurations, whole blocks on it) has tests of its own below.
+run here with the fixtures of this file and with `backend="cuda"`, once on mma.sync and once, on a
+device of compute capability 9.0, on wgmma. What is the extension's own (its configurations, whole
+blocks on it) has tests of its own below.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,10 +17,12 @@ import torch
 from fused_inception import _extension, testing
 from fused_inception.blocks.layers import linear
 from fused_inception.blocks.plan import BlockWeights
-from fused_inception.ops.common.cuda_launching import TileConfiguration, device_limits
+from fused_inception.ops.common import cuda_launching
+from fused_inception.ops.common.cuda_launching import TileConfiguration, device_limits, of_engine
 from fused_inception.ops.conv2d_act import cuda_launch as conv_launch
 from fused_inception.ops.conv2d_act.op import _check as check_conv
 from fused_inception.ops.conv2d_act.segments import Segment
+from fused_inception.ops.factorized_conv2d import cuda_launch as pair_launch
 from fused_inception.ops.grid_reduction import cuda_launch as reduction_launch
 from fused_inception.ops.split_conv2d import cuda_launch as split_launch
 from tests import test_ops_gpu as shared
@@ -54,14 +58,22 @@ every_case = pytest.mark.parametrize("case", OP_CASES, ids=str)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
-@pytest.fixture(autouse=True)
-def backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shared properties, put to the extension."""
+@pytest.fixture(autouse=True, params=["sm80", "sm90"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The shared properties, put to the extension on either engine."""
     error = _extension.build_info()["error"]
     if error is not None:
         pytest.skip(f"extension: {error}")
+    wgmma = request.param == "sm90"
+    if wgmma and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("gpu: needs compute capability 9.0")
     monkeypatch.setattr(shared, "BACKEND", "cuda")
     monkeypatch.setattr(shared, "launch_segments", conv_launch.launch_segments)
+    monkeypatch.setattr(cuda_launching, "SM90_ENABLED", wgmma)
+    pair_launch._plan.cache_clear()
+    yield request.param
+    monkeypatch.undo()
+    pair_launch._plan.cache_clear()
 
 
 @pytest.fixture(params=DTYPES)
@@ -71,15 +83,17 @@ def precision(request: pytest.FixtureRequest) -> tuple[torch.dtype, float]:
 
 
 def fitting(case: OpCase, shape: Any) -> list[TileConfiguration]:
-    """The configurations that take the shape, and that the device has the shared memory for."""
+    """The configurations of the engine that take the shape and fit the device's shared memory."""
     if case.op == "split_conv2d":
-        table = split_launch.configurations(-(-shape.c_in // 8) * 8)
-        pixels = shape.height * shape.width
-        table = tuple(c for c in table if not c.whole or pixels <= c.block_m)
+        channels = -(-shape.c_in // 8) * 8
+        table = split_launch.configurations(channels, shape.taps_row, shape.taps_col)
+        size = shape.height, shape.width
+        table = tuple(c for c in table if not c.whole or split_launch.whole_images(c, *size))
     else:
         module = conv_launch if case.op == "conv2d_act" else reduction_launch
         table = module.configurations()
-    return [c for c in table if c.shared_bytes <= device_limits(DEVICE).shared_bytes]
+    limit = device_limits(DEVICE).shared_bytes
+    return [c for c in of_engine(table, DEVICE) if c.shared_bytes <= limit]
 
 
 def force(monkeypatch: pytest.MonkeyPatch, case: OpCase, configuration: TileConfiguration) -> None:

@@ -1,15 +1,18 @@
-"""The table of the pair on wgmma in the documentation is what its function prints."""
+"""The tables of what is on wgmma in the documentation are what their functions print."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests import sm90_table
+from fused_inception import _extension
+from tests import sm90_ops_table, sm90_table
 from tests.emulator import programs
 
 pytestmark = pytest.mark.skipif(
     programs.refusal() is not None, reason=f"emulator: {programs.refusal()}"
 )
+INFO = _extension.build_info()
+needs_library = pytest.mark.skipif(not INFO["loaded"], reason=f"extension: {INFO['error']}")
 
 
 def test_the_document_has_the_table():
@@ -36,3 +39,18 @@ def test_time_is_not_below_what_the_device_can_do():
             )
             assert float(line["TFLOP/s"]) < 989
             assert float(line["shared KB"]) <= 227
+
+
+@needs_library
+def test_the_document_has_the_table_of_the_ops():
+    document = (programs.ROOT / "docs/cuda_convolutions.md").read_text()
+    assert sm90_ops_table.markdown() in document
+
+
+@needs_library
+def test_no_line_of_the_ops_is_faster_than_the_device():
+    for line in sm90_ops_table.lines():
+        expected = float(line[sm90_ops_table.HEADER.index("expected us")])
+        matrix, l2, memory = (float(x) for x in line[7:10])
+        assert expected == max(matrix, l2, memory), line
+        assert matrix > 0

@@ -455,45 +455,81 @@ struct Wgmma;
 #define FUSED_INCEPTION_OPERANDS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define FUSED_INCEPTION_OPERANDS_8(i) \
   FUSED_INCEPTION_OPERANDS_4(i), FUSED_INCEPTION_OPERANDS_4(i + 4)
-#define FUSED_INCEPTION_OPERANDS_24(i)                              \
-  FUSED_INCEPTION_OPERANDS_8(i), FUSED_INCEPTION_OPERANDS_8(i + 8), \
-      FUSED_INCEPTION_OPERANDS_8(i + 16)
-#define FUSED_INCEPTION_OPERANDS_40(i)                                \
-  FUSED_INCEPTION_OPERANDS_24(i), FUSED_INCEPTION_OPERANDS_8(i + 24), \
-      FUSED_INCEPTION_OPERANDS_8(i + 32)
+#define FUSED_INCEPTION_OPERANDS_16(i) \
+  FUSED_INCEPTION_OPERANDS_8(i), FUSED_INCEPTION_OPERANDS_8(i + 8)
+#define FUSED_INCEPTION_OPERANDS_24(i) \
+  FUSED_INCEPTION_OPERANDS_16(i), FUSED_INCEPTION_OPERANDS_8(i + 16)
+#define FUSED_INCEPTION_OPERANDS_32(i) \
+  FUSED_INCEPTION_OPERANDS_24(i), FUSED_INCEPTION_OPERANDS_8(i + 24)
+#define FUSED_INCEPTION_OPERANDS_40(i) \
+  FUSED_INCEPTION_OPERANDS_32(i), FUSED_INCEPTION_OPERANDS_8(i + 32)
 #define FUSED_INCEPTION_OPERANDS_48(i) \
   FUSED_INCEPTION_OPERANDS_40(i), FUSED_INCEPTION_OPERANDS_8(i + 40)
+#define FUSED_INCEPTION_OPERANDS_64(i) \
+  FUSED_INCEPTION_OPERANDS_32(i), FUSED_INCEPTION_OPERANDS_32(i + 32)
 #define FUSED_INCEPTION_OPERANDS_80(i) \
   FUSED_INCEPTION_OPERANDS_40(i), FUSED_INCEPTION_OPERANDS_40(i + 40)
-#define FUSED_INCEPTION_REGISTERS_24                   \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, "           \
-  "%10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
-  "%20, %21, %22, %23"
-#define FUSED_INCEPTION_REGISTERS_40                   \
-  FUSED_INCEPTION_REGISTERS_24                         \
-  ", "                                                 \
-  "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, " \
-  "%34, %35, %36, %37, %38, %39"
+#define FUSED_INCEPTION_OPERANDS_96(i) \
+  FUSED_INCEPTION_OPERANDS_48(i), FUSED_INCEPTION_OPERANDS_48(i + 48)
+#define FUSED_INCEPTION_REGISTERS_16         \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " \
+  "%10, %11, %12, %13, %14, %15"
+#define FUSED_INCEPTION_REGISTERS_24 \
+  FUSED_INCEPTION_REGISTERS_16       \
+  ", "                               \
+  "%16, %17, %18, %19, %20, %21, %22, %23"
+#define FUSED_INCEPTION_REGISTERS_32 \
+  FUSED_INCEPTION_REGISTERS_24       \
+  ", "                               \
+  "%24, %25, %26, %27, %28, %29, %30, %31"
+#define FUSED_INCEPTION_REGISTERS_40 \
+  FUSED_INCEPTION_REGISTERS_32       \
+  ", "                               \
+  "%32, %33, %34, %35, %36, %37, %38, %39"
 #define FUSED_INCEPTION_REGISTERS_48 \
   FUSED_INCEPTION_REGISTERS_40       \
   ", "                               \
   "%40, %41, %42, %43, %44, %45, %46, %47"
-#define FUSED_INCEPTION_REGISTERS_80                   \
+#define FUSED_INCEPTION_REGISTERS_64                   \
   FUSED_INCEPTION_REGISTERS_48                         \
   ", "                                                 \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, " \
-  "%58, %59, %60, %61, %62, %63, %64, %65, %66, %67, " \
-  "%68, %69, %70, %71, %72, %73, %74, %75, %76, %77, " \
-  "%78, %79"
+  "%58, %59, %60, %61, %62, %63"
+#define FUSED_INCEPTION_REGISTERS_80                   \
+  FUSED_INCEPTION_REGISTERS_64                         \
+  ", "                                                 \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, " \
+  "%74, %75, %76, %77, %78, %79"
+#define FUSED_INCEPTION_REGISTERS_96                   \
+  FUSED_INCEPTION_REGISTERS_80                         \
+  ", "                                                 \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, " \
+  "%90, %91, %92, %93, %94, %95"
 
 FUSED_INCEPTION_WGMMA(Float16,
                       "f16",
+                      32,
+                      FUSED_INCEPTION_REGISTERS_16,
+                      FUSED_INCEPTION_OPERANDS_16(0),
+                      "16",
+                      "17",
+                      "18")
+FUSED_INCEPTION_WGMMA(Float16,
+                      "f16",
                       48,
                       FUSED_INCEPTION_REGISTERS_24,
                       FUSED_INCEPTION_OPERANDS_24(0),
                       "24",
                       "25",
                       "26")
+FUSED_INCEPTION_WGMMA(Float16,
+                      "f16",
+                      64,
+                      FUSED_INCEPTION_REGISTERS_32,
+                      FUSED_INCEPTION_OPERANDS_32(0),
+                      "32",
+                      "33",
+                      "34")
 FUSED_INCEPTION_WGMMA(Float16,
                       "f16",
                       80,
@@ -512,12 +548,36 @@ FUSED_INCEPTION_WGMMA(Float16,
                       "50")
 FUSED_INCEPTION_WGMMA(Float16,
                       "f16",
+                      128,
+                      FUSED_INCEPTION_REGISTERS_64,
+                      FUSED_INCEPTION_OPERANDS_64(0),
+                      "64",
+                      "65",
+                      "66")
+FUSED_INCEPTION_WGMMA(Float16,
+                      "f16",
                       160,
                       FUSED_INCEPTION_REGISTERS_80,
                       FUSED_INCEPTION_OPERANDS_80(0),
                       "80",
                       "81",
                       "82")
+FUSED_INCEPTION_WGMMA(Float16,
+                      "f16",
+                      192,
+                      FUSED_INCEPTION_REGISTERS_96,
+                      FUSED_INCEPTION_OPERANDS_96(0),
+                      "96",
+                      "97",
+                      "98")
+FUSED_INCEPTION_WGMMA(BFloat16,
+                      "bf16",
+                      32,
+                      FUSED_INCEPTION_REGISTERS_16,
+                      FUSED_INCEPTION_OPERANDS_16(0),
+                      "16",
+                      "17",
+                      "18")
 FUSED_INCEPTION_WGMMA(BFloat16,
                       "bf16",
                       48,
@@ -526,6 +586,14 @@ FUSED_INCEPTION_WGMMA(BFloat16,
                       "24",
                       "25",
                       "26")
+FUSED_INCEPTION_WGMMA(BFloat16,
+                      "bf16",
+                      64,
+                      FUSED_INCEPTION_REGISTERS_32,
+                      FUSED_INCEPTION_OPERANDS_32(0),
+                      "32",
+                      "33",
+                      "34")
 FUSED_INCEPTION_WGMMA(BFloat16,
                       "bf16",
                       80,
@@ -544,24 +612,48 @@ FUSED_INCEPTION_WGMMA(BFloat16,
                       "50")
 FUSED_INCEPTION_WGMMA(BFloat16,
                       "bf16",
+                      128,
+                      FUSED_INCEPTION_REGISTERS_64,
+                      FUSED_INCEPTION_OPERANDS_64(0),
+                      "64",
+                      "65",
+                      "66")
+FUSED_INCEPTION_WGMMA(BFloat16,
+                      "bf16",
                       160,
                       FUSED_INCEPTION_REGISTERS_80,
                       FUSED_INCEPTION_OPERANDS_80(0),
                       "80",
                       "81",
                       "82")
+FUSED_INCEPTION_WGMMA(BFloat16,
+                      "bf16",
+                      192,
+                      FUSED_INCEPTION_REGISTERS_96,
+                      FUSED_INCEPTION_OPERANDS_96(0),
+                      "96",
+                      "97",
+                      "98")
 
 #undef FUSED_INCEPTION_WGMMA
 #undef FUSED_INCEPTION_OPERANDS_4
 #undef FUSED_INCEPTION_OPERANDS_8
+#undef FUSED_INCEPTION_OPERANDS_16
 #undef FUSED_INCEPTION_OPERANDS_24
+#undef FUSED_INCEPTION_OPERANDS_32
 #undef FUSED_INCEPTION_OPERANDS_40
 #undef FUSED_INCEPTION_OPERANDS_48
+#undef FUSED_INCEPTION_OPERANDS_64
 #undef FUSED_INCEPTION_OPERANDS_80
+#undef FUSED_INCEPTION_OPERANDS_96
+#undef FUSED_INCEPTION_REGISTERS_16
 #undef FUSED_INCEPTION_REGISTERS_24
+#undef FUSED_INCEPTION_REGISTERS_32
 #undef FUSED_INCEPTION_REGISTERS_40
 #undef FUSED_INCEPTION_REGISTERS_48
+#undef FUSED_INCEPTION_REGISTERS_64
 #undef FUSED_INCEPTION_REGISTERS_80
+#undef FUSED_INCEPTION_REGISTERS_96
 
 template <typename element_t, int kRegisters>
 __device__ __forceinline__ void wgmma_m64k16(float (&d)[kRegisters],

@@ -182,13 +182,34 @@ inline void check_launched(const char* op,
         cudaGetErrorString(error));
 }
 
-// Three numbers a row of a table of tiles: pixels, filters, and bytes of shared memory.
-template <size_t kRows>
-std::vector<int64_t> tile_numbers(const TileShape (&table)[kRows]) {
+// Refuses a configuration on wgmma for any device but those that have it.
+inline void check_has_wgmma(const char* op, int64_t configuration, int32_t device) {
+  int major = 0, minor = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  check(major == 9 && minor == 0,
+        op,
+        ": configuration ",
+        configuration,
+        " takes a device of compute capability 9.0, got ",
+        major,
+        ".",
+        minor);
+}
+
+// Four numbers a row of tables of tiles: whether it is on wgmma, pixels, filters, and bytes of
+// shared memory.
+template <size_t... kRows>
+std::vector<int64_t> tile_numbers(const TileShape (&... tables)[kRows]) {
   std::vector<int64_t> numbers;
-  for (const TileShape& tile : table) {
-    numbers.insert(numbers.end(), {tile.block_m, tile.block_n, tile.fixed_shared_bytes()});
-  }
+  const auto add = [&](const auto& table) {
+    for (const TileShape& tile : table) {
+      numbers.insert(
+          numbers.end(),
+          {tile.engine == Engine::kWgmma, tile.block_m, tile.block_n, tile.fixed_shared_bytes()});
+    }
+  };
+  (add(tables), ...);
   return numbers;
 }
 

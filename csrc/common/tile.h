@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The tiles of the products on mma.sync, and their shared memory: plain arithmetic.
+// The tiles of the products, and their shared memory: plain arithmetic.
 #pragma once
 
 #include <cstdint>
@@ -19,14 +19,18 @@ FUSED_INCEPTION_HOST_DEVICE constexpr int round_up(int value, int multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
+// What multiplies: mma.sync, a warp at a time, or wgmma, four warps at a time (sm_90a).
+enum class Engine { kMmaSync, kWgmma };
+
 // What a block computes of a product of pixels x filters, and how.
 struct TileShape {
   int block_m;     // pixels of a tile
   int block_n;     // filters of a tile
-  int warps_m;     // warps side by side along the pixels ...
+  int warps_m;     // warps side by side along the pixels, on wgmma in fours ...
   int warps_n;     // ... and along the filters
-  int stages;      // steps in the ring of shared memory, one of them in use
+  int stages;      // steps in the ring of shared memory, one or (wgmma) two of them in use
   int min_blocks;  // blocks per multiprocessor that the registers leave room for
+  Engine engine = Engine::kMmaSync;
 
   constexpr int threads() const { return 32 * warps_m * warps_n; }
   // Of the ring, and of where each row of the tile goes. `pixels` says whether these are part of a

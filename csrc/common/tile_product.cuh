@@ -1,16 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-// A convolution as a matrix product on mma.sync: the pieces that the sm_80 kernels of all ops are
-// made of.
+// A convolution as a matrix product: the pieces that the kernels of all ops are made of, but for
+// the pair on wgmma.
 //
 // A block multiplies a tile of pixels x channels, whose rows move with the tap, by one of (tap,
 // channel) x filters, 32 channels of a tap a step. What a step needs arrives by 16-byte cp.async in
-// a ring of 3 to 8 steps of shared memory, with one barrier a step (`run_steps`); warps take it by
-// ldmatrix to mma.m16n8k16 (`multiply`), which add in float32. An element's sum depends on nothing
-// but the order of the steps, so all tiles give the same bits. Bias, activation and rounding follow
-// (`finish`), and results leave through the ring's memory in pieces of 16 bytes (`write_output`).
+// a ring of 3 to 8 steps of shared memory, with one barrier a step (`run_steps`). One of two
+// engines multiplies (`multiply`) and adds in float32: warps take a step by ldmatrix to
+// mma.m16n8k16, or warpgroups of four name it to wgmma.m64k16 by descriptors. An element's sum
+// depends on nothing but the engine and the order of the steps, so all tiles of an engine give the
+// same bits. Bias, activation and rounding follow (`finish`), and results leave through the ring's
+// memory in pieces of 16 bytes (`write_output`).
 //
 // Tile rows are 64 bytes with their chunks exchanged (`tile_offset`): neither ldmatrix nor the
-// copies meet a bank twice. Offsets are 64 bits before they are multiplied.
+// copies meet a bank twice. That is the 64-byte swizzle of wgmma's descriptors, for tiles on
+// multiples of 512 bytes. Accumulators lie alike, too: 64 rows of a warpgroup are 16 of each of its
+// warps, in the fragments of mma.m16n8k16. So the engines differ in `WarpTile`, `multiply` and two
+// waits, and in nothing else.
+//
+// wgmma runs on while its warps go on: the products of a step are waited for before the barrier two
+// steps later, and until then its slot of the ring stays as it is. cp.async writes by the generic
+// proxy and wgmma reads by the async one, so each thread that has waited for its copies fences them
+// before the barrier (PTX ISA 9.7.9.25.2).
+//
+// Offsets are 64 bits before they are multiplied.
 #pragma once
 
 #include "common/convolution.h"
@@ -23,6 +35,7 @@ namespace fused_inception {
 // warp has some of both. Without `kPixels` the ring has filters alone.
 template <TileShape kShape, int kHalves = 1, bool kPixels = true>
 struct TileTraits {
+  static constexpr bool kWgmma = kShape.engine == Engine::kWgmma;
   static constexpr int kBlockM = kShape.block_m;
   static constexpr int kBlockN = kShape.block_n;
   static constexpr int kHalfN = kBlockN / kHalves;
@@ -35,6 +48,10 @@ struct TileTraits {
   static constexpr int kFragmentsM = kWarpM / 16;
   static constexpr int kHalfFragmentsN = kWarpN / 8;
   static constexpr int kFragmentsN = kHalves * kHalfFragmentsN;
+  // Rows from a warp's fragment to its next: warpgroups have 64 rows between their four warps.
+  static constexpr int kFragmentStep = kWgmma ? 64 : 16;
+  // Slots of the ring that products read: of this step, and on wgmma of the step before.
+  static constexpr int kSlotsInUse = kWgmma ? 2 : 1;
   // A row of a tile is four chunks of 16 bytes, loaded by four neighbouring threads.
   static constexpr int kRowsPerPass = kThreads / 4;
   static constexpr int kRowsA = kBlockM / kRowsPerPass;
@@ -44,7 +61,10 @@ struct TileTraits {
   static_assert(kBlockM % (16 * kShape.warps_m) == 0 && kHalfN % (16 * kWarpsN) == 0,
                 "a warp has whole fragments, and pairs of them along the filters");
   static_assert(kBlockM % kRowsPerPass == 0, "every pass over the pixels is full");
-  static_assert(kStages >= 3, "a step is loaded while another is in use and a third is on its way");
+  static_assert(kStages >= 2 + kSlotsInUse,
+                "a step is loaded while others are in use and one more is on its way");
+  static_assert(!kWgmma || kShape.warps_m % 4 == 0, "a warpgroup is four warps along the pixels");
+  static_assert(!kWgmma || kStageRows % 8 == 0, "a swizzle's pattern is eight rows");
   static_assert(kBlockM * kOutputPitch <= kStages * kStageRows * kBlockK,
                 "the output tile is collected in the ring");
 };
@@ -69,10 +89,27 @@ struct TileStorage {
   int64_t output_offset[Traits::kBlockM];  // of each row of the tile; negative: the row is not real
 };
 
+// The block's shared memory.
+template <typename Traits>
+__device__ __forceinline__ TileStorage<Traits>& tile_storage() {
+  auto& storage = *device::dynamic_smem<TileStorage<Traits>>();
+  if constexpr (Traits::kWgmma) {
+    if (device::smem_u32(&storage) % 512 != 0) device::trap();  // patterns of the swizzle
+  }
+  return storage;
+}
+
 // Where chunk 0..3 of a row of a tile lies, in bytes. Chunks are exchanged so that eight rows of
 // one ldmatrix, and the rows that a warp's cp.async writes, are in distinct banks.
 __device__ __forceinline__ uint32_t tile_offset(int row, int chunk) {
   return static_cast<uint32_t>(row * (kBlockK * 2) + ((chunk ^ ((row >> 1) & 3)) << 4));
+}
+
+// Sixteen channels of the rows from `row` on, a multiple of eight, as an operand of wgmma.
+__device__ __forceinline__ uint64_t tile_descriptor(uint32_t tile, int row, int k16) {
+  constexpr int kRowBytes = kBlockK * 2;
+  return device::swizzled_descriptor<device::Swizzle::k64>(tile + row * kRowBytes + k16 * 32,
+                                                           8 * kRowBytes);
 }
 
 // A coordinate from which no tap reaches the map.
@@ -135,20 +172,58 @@ struct PixelRows {
   }
   static __device__ __forceinline__ int chunk() { return device::thread_index() % 4; }
 
-  // Into `tile`, the pixels that tap (r, s) sees and the 32 channels from `k` on.
-  __device__ __forceinline__ void load(uint32_t tile, int r, int s, int k) const {
+  // The pixels that tap (r, s) sees, the 32 channels from `k` on, to where `place(row, chunk)`
+  // says.
+  template <typename Place>
+  __device__ __forceinline__ void load_to(const Place& place, int r, int s, int k) const {
 #pragma unroll
     for (int i = 0; i < Traits::kRowsA; ++i) {
       const int32_t at = cross[i] + r, along = line[i] + s;
       const bool inside = at >= 0 && at < cross_size && along >= 0 && along < line_size &&
                           k + 8 * chunk() < channels;
       const int64_t element = inside ? offset[i] + r * cross_stride + s * line_stride + k : 0;
-      device::cp_async_16(tile + tile_offset(row(i), chunk()), source + element, inside ? 16 : 0);
+      device::cp_async_16(place(row(i), chunk()), source + element, inside ? 16 : 0);
+    }
+  }
+  __device__ __forceinline__ void load(uint32_t tile, int r, int s, int k) const {
+    load_to([&](int row, int chunk) { return tile + tile_offset(row, chunk); }, r, s, k);
+  }
+};
+
+// A thread's chunk of a step where the channels of all taps follow one another: a step may have the
+// last channels of one tap and the first of the next.
+struct JoinedChunk {
+  int32_t cross_taps;
+  int32_t line_taps;
+  int32_t channels;
+  int32_t k;
+  int32_t cross = 0;
+  int32_t line = 0;
+
+  __device__ __forceinline__ JoinedChunk(const FilteredMap& map, int chunk)
+      : cross_taps(map.cross_taps), line_taps(map.line_taps), channels(map.channels), k(8 * chunk) {
+    settle();
+  }
+  // To the chunk of the next step.
+  __device__ __forceinline__ void advance() {
+    k += kBlockK;
+    settle();
+  }
+  __device__ __forceinline__ bool exists() const { return cross < cross_taps; }
+
+ private:
+  __device__ __forceinline__ void settle() {
+    while (k >= channels && exists()) {
+      k -= channels;
+      if (++line == line_taps) {
+        line = 0;
+        ++cross;
+      }
     }
   }
 };
 
-// The same for kRows filters of a step, from a weight [filter][tap][channel].
+// What PixelRows is, for kRows filters of a step, from a weight [filter][tap][channel].
 template <typename Traits, int kRows = Traits::kBlockN>
 struct FilterRows {
   const uint16_t* weight;
@@ -186,16 +261,22 @@ struct FilterRows {
 template <typename Traits>
 struct WarpTile {
   int lane;
+  int group_row;  // the first row of the warp, or of its warpgroup
   int first_row;
   int first_column;
 
   __device__ __forceinline__ WarpTile() {
+    constexpr int kGroup = Traits::kFragmentStep / 16;  // warps that multiply together
     const int thread = device::thread_index();
     const int warp = thread / device::kWarpSize;
     lane = thread % device::kWarpSize;
-    first_row = warp / Traits::kWarpsN * Traits::kWarpM;
-    first_column = warp % Traits::kWarpsN * Traits::kWarpN;
+    group_row = warp / kGroup / Traits::kWarpsN * kGroup * Traits::kWarpM;
+    first_row = group_row + warp % kGroup * 16;
+    first_column = warp / kGroup % Traits::kWarpsN * Traits::kWarpN;
   }
+
+  // The first row of the tile that fragment `m` has.
+  __device__ __forceinline__ int row(int m) const { return first_row + m * Traits::kFragmentStep; }
 
   // The first filter of the tile that fragment `n` has.
   __device__ __forceinline__ int column(int n) const {
@@ -205,9 +286,7 @@ struct WarpTile {
 
   // ldmatrix of a 16x16 fragment of pixels, matrices in the order (rows 0-7, k 0-7), (8-15, 0-7),
   // (0-7, 8-15), (8-15, 8-15): the row of the tile, and the half of k, that the lane addresses.
-  __device__ __forceinline__ int pixel_row(int fragment) const {
-    return first_row + fragment * 16 + lane % 16;
-  }
+  __device__ __forceinline__ int pixel_row(int fragment) const { return row(fragment) + lane % 16; }
   __device__ __forceinline__ int pixel_half() const { return lane / 16; }
 
   // The same of two 8x16 fragments of filters: (0-7, 0-7), (0-7, 8-15), (8-15, 0-7), (8-15, 8-15).
@@ -216,9 +295,14 @@ struct WarpTile {
   }
   __device__ __forceinline__ int filter_half() const { return lane / 8 % 2; }
 
-  // What the lane gives to ldmatrix for rows that lie in a tile as they are.
-  __device__ __forceinline__ uint32_t pixel_address(uint32_t tile, int fragment, int k16) const {
-    return tile + tile_offset(pixel_row(fragment), 2 * k16 + pixel_half());
+  // The operand of `multiply` for rows that lie in a tile as they are: what the lane gives to
+  // ldmatrix, or the descriptor of the warpgroup's 64 rows.
+  __device__ __forceinline__ auto pixels(uint32_t tile, int fragment, int k16) const {
+    if constexpr (Traits::kWgmma) {
+      return tile_descriptor(tile, group_row + fragment * Traits::kFragmentStep, k16);
+    } else {
+      return tile + tile_offset(pixel_row(fragment), 2 * k16 + pixel_half());
+    }
   }
 };
 
@@ -236,6 +320,12 @@ __device__ __forceinline__ void clear(Accumulators<Traits>& acc) {
         acc[m][n][i] = 0.0f;
     }
   }
+}
+
+// All of them, as wgmma's fences take them.
+template <typename Traits>
+__device__ __forceinline__ auto& registers(Accumulators<Traits>& acc) {
+  return reinterpret_cast<float (&)[sizeof(acc) / sizeof(float)]>(acc);
 }
 
 // A step of a sum: a tap of the filter, its coordinates, and the first of 32 channels.
@@ -286,13 +376,17 @@ struct ChannelsOutside : FilterSteps {
   }
 };
 
-// The steps of `order` through the ring: `load(stage, step)` starts the copies of a step, and
-// `use(stage, step)` has all of them. Leaves the ring free for all threads.
+// A sum from zero: the steps of `order` through the ring. `load(stage, step)` starts the copies of
+// a step, and `use(stage, step)`, which multiplies, has all of them. Leaves the ring free for all
+// threads.
 template <typename Traits, typename Order, typename Load, typename Use>
-__device__ __forceinline__ void run_steps(TileStage<Traits>* ring,
+__device__ __forceinline__ void run_steps(Accumulators<Traits>& acc,
+                                          TileStage<Traits>* ring,
                                           const Order& order,
                                           const Load& load,
                                           const Use& use) {
+  constexpr int kAhead = Traits::kStages - Traits::kSlotsInUse;  // steps there or on their way
+  clear<Traits>(acc);
   const int steps = order.steps();
   Step loading;
   const auto load_next = [&](int stage) {
@@ -301,7 +395,7 @@ __device__ __forceinline__ void run_steps(TileStage<Traits>* ring,
   };
   // A group is committed for every step, also where nothing is left to load, so that the wait can
   // count them.
-  for (int stage = 0; stage < Traits::kStages - 1; ++stage) {
+  for (int stage = 0; stage < kAhead; ++stage) {
     if (stage < steps) load_next(stage);
     device::cp_async_commit();
   }
@@ -309,38 +403,63 @@ __device__ __forceinline__ void run_steps(TileStage<Traits>* ring,
   Step step;
   int stage = 0;
   for (int i = 0; i < steps; ++i) {
-    device::cp_async_wait<Traits::kStages - 2>();
-    // All copies of this step are visible, and no warp reads the slot of the last step any more.
+    device::cp_async_wait<kAhead - 1>();
+    if constexpr (Traits::kWgmma) {
+      device::fence_proxy_async();
+      device::wgmma_wait<1>();
+    }
+    // All copies of this step are visible, and nobody reads the slot that is loaded now any more.
     device::block_sync();
-    if (i + Traits::kStages - 1 < steps) {
-      load_next(stage == 0 ? Traits::kStages - 1 : stage - 1);
+    if (i + kAhead < steps) {
+      load_next(stage < Traits::kSlotsInUse ? stage + kAhead : stage - Traits::kSlotsInUse);
     }
     device::cp_async_commit();
     use(ring[stage], step);
     order.advance(step);
     stage = stage == Traits::kStages - 1 ? 0 : stage + 1;
   }
+  if constexpr (Traits::kWgmma) device::wgmma_finish(registers<Traits>(acc));
   device::block_sync();
 }
 
-// acc += pixels x filters of one step, 16 channels of one mma after the other, for the halves from
-// kFirstHalf up to kEndHalf. `pixel_address(fragment, k16)` is what a lane gives to ldmatrix.
+// acc += pixels x filters of one step, 16 channels after 16, for the halves from kFirstHalf up to
+// kEndHalf. `pixels(fragment, k16)` is the operand of a fragment's pixels, see `WarpTile::pixels`.
 template <typename Traits,
           typename input_t,
           int kFirstHalf = 0,
           int kEndHalf = Traits::kFragmentsN / Traits::kHalfFragmentsN,
-          typename PixelAddress>
+          typename Pixels>
 __device__ __forceinline__ void multiply(Accumulators<Traits>& acc,
                                          uint32_t filters,
                                          const WarpTile<Traits>& warp,
-                                         const PixelAddress& pixel_address) {
+                                         const Pixels& pixels) {
+  if constexpr (Traits::kWgmma) {
+    // Only the first step needs it, but ptxas serializes the products of a loop without it.
+    device::wgmma_fence(registers<Traits>(acc));
+#pragma unroll
+    for (int k16 = 0; k16 < kBlockK / 16; ++k16) {
+#pragma unroll
+      for (int m = 0; m < Traits::kFragmentsM; ++m) {
+#pragma unroll
+        for (int half = kFirstHalf; half < kEndHalf; ++half) {
+          const int n = half * Traits::kHalfFragmentsN;
+          device::wgmma_m64k16<input_t>(reinterpret_cast<float (&)[Traits::kWarpN / 2]>(acc[m][n]),
+                                        pixels(m, k16),
+                                        tile_descriptor(filters, warp.column(n), k16),
+                                        true);
+        }
+      }
+    }
+    device::wgmma_commit();
+    return;
+  }
   constexpr int kPairs = Traits::kHalfFragmentsN / 2;
 #pragma unroll
   for (int k16 = 0; k16 < kBlockK / 16; ++k16) {
     uint32_t a[Traits::kFragmentsM][4];
 #pragma unroll
     for (int m = 0; m < Traits::kFragmentsM; ++m) {
-      device::ldmatrix(a[m], pixel_address(m, k16));
+      device::ldmatrix(a[m], pixels(m, k16));
     }
 #pragma unroll
     for (int pair = kFirstHalf * kPairs; pair < kEndHalf * kPairs; ++pair) {
@@ -390,7 +509,7 @@ __device__ __forceinline__ void finish(const Accumulators<Traits>& acc,
           // An infinite pixel times the zeros of no filter is NaN.
           if (filter + e >= filters) value[e] = 0.0f;
         }
-        const int row = warp.first_row + 16 * m + device::accumulator_row(warp.lane, i);
+        const int row = warp.row(m) + device::accumulator_row(warp.lane, i);
         store(row, column, device::pack2<input_t>(value[0], value[1]));
       }
     }
@@ -458,10 +577,10 @@ __device__ __forceinline__ Pixel locate_in_order(const FilteredMap& map,
 
 // A tile of pixels times a tile of the filters of one segment, taps outside and channels inside:
 // all that block number `block` of a convolution does. Blocks that read the same pixels are
-// neighbours.
-template <typename Traits, typename input_t>
+// neighbours. Where taps are joined their channels fill whole steps together, if not by themselves.
+template <typename Traits, typename input_t, bool kJoinTaps = true>
 __device__ __forceinline__ void convolve_tile(const ConvolutionParams& params, int block) {
-  auto& storage = *device::dynamic_smem<TileStorage<Traits>>();
+  auto& storage = tile_storage<Traits>();
   const WarpTile<Traits> warp;
   int32_t filter_tiles = 0;
   for (int i = 0; i < params.num_segments; ++i) {
@@ -482,20 +601,31 @@ __device__ __forceinline__ void convolve_tile(const ConvolutionParams& params, i
   const PixelRows<Traits> pixel_rows(params.input, pixel_of);
   const int32_t channels = params.input.channels;
   const int32_t taps = params.input.cross_taps * params.input.line_taps;
-  const FilterRows<Traits> filter_rows(params.weight, first_filter, segment.end, taps, channels);
+  // The channels of joined taps are those of one.
+  const int32_t own_taps = kJoinTaps ? 1 : taps;
+  const int32_t own_channels = kJoinTaps ? taps * channels : channels;
+  const FilterRows<Traits> filter_rows(
+      params.weight, first_filter, segment.end, own_taps, own_channels);
+  JoinedChunk joined(params.input, PixelRows<Traits>::chunk());
 
   Accumulators<Traits> acc;
-  clear<Traits>(acc);
   run_steps<Traits>(
+      acc,
       storage.ring,
-      TapsOutside{taps, params.input.line_taps, channels},
+      TapsOutside{own_taps, params.input.line_taps, own_channels},
       [&](TileStage<Traits>& stage, const Step& step) {
-        pixel_rows.load(stage.pixels(), step.cross, step.line, step.k);
+        if constexpr (kJoinTaps) {
+          const int32_t k = joined.exists() ? joined.k - 8 * PixelRows<Traits>::chunk() : channels;
+          pixel_rows.load(stage.pixels(), joined.cross, joined.line, k);
+          joined.advance();
+        } else {
+          pixel_rows.load(stage.pixels(), step.cross, step.line, step.k);
+        }
         filter_rows.load(stage.filters(), step.tap, step.k);
       },
       [&](TileStage<Traits>& stage, const Step&) {
         multiply<Traits, input_t>(acc, stage.filters(), warp, [&](int fragment, int k16) {
-          return warp.pixel_address(stage.pixels(), fragment, k16);
+          return warp.pixels(stage.pixels(), fragment, k16);
         });
       });
   finish<Traits, input_t>(

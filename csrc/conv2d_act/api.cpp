@@ -58,6 +58,12 @@ void conv2d_act_cuda_out(Tensor input,
         " and padding ",
         List{padding});
 
+  // The channels of all taps are counted together.
+  check(taps[0] * taps[1] * channels <= kMaxPixels,
+        kOp,
+        ": a filter must have at most 2^30 weights, got shape ",
+        List{weight.sizes()});
+
   ConvolutionParams params = {};
   params.input = filtered_map(input, taps, step, pad);
   params.weight = weight.const_data_ptr();
@@ -97,14 +103,19 @@ void conv2d_act_cuda_out(Tensor input,
                   params.input.num_images = images;
                   for (Segment& segment : params.segments)
                     segment.first_image = first;
-                  return launch_conv2d_act<decltype(element)>(
-                      params, static_cast<int>(configuration), stream);
+                  using Element = decltype(element);
+                  const int number = static_cast<int>(configuration);
+                  if (number < kNumConv2dActConfigurations)
+                    return launch_conv2d_act<Element>(params, number, stream);
+                  check_has_wgmma(kOp, configuration, input.get_device_index());
+                  return launch_conv2d_act_sm90<Element>(
+                      params, number - kNumConv2dActConfigurations, stream);
                 });
 }
 
-// Three numbers a configuration: pixels and filters of its tile, and bytes of shared memory.
+// Four numbers a configuration: see `tile_numbers`.
 std::vector<int64_t> conv2d_act_cuda_configurations() {
-  return tile_numbers(kConv2dActConfigurations);
+  return tile_numbers(kConv2dActConfigurations, kConv2dActSm90Configurations);
 }
 
 }  // namespace

@@ -19,4 +19,17 @@ constexpr TileShape kConv2dActConfigurations[] = {
 constexpr int kNumConv2dActConfigurations =
     static_cast<int>(sizeof(kConv2dActConfigurations) / sizeof(kConv2dActConfigurations[0]));
 
+// The same on wgmma (sm90.cuh), numbered after those above. Between the two tables a device may
+// differ in bits: which of them serves must not depend on the batch.
+constexpr TileShape kConv2dActSm90Configurations[] = {
+    {256, 192, 8, 1, 6, 1, Engine::kWgmma},  // the least bytes from L2 per product
+    {256, 96, 8, 1, 8, 1, Engine::kWgmma},   // 96 and 288 filters
+    {256, 64, 8, 1, 5, 2, Engine::kWgmma},   // 32, 64, 320 and 448 filters
+    {128, 128, 8, 1, 6, 2, Engine::kWgmma},  // batches in between ...
+    {128, 64, 8, 1, 6, 2, Engine::kWgmma},   // ... and smaller ones
+    {64, 32, 4, 1, 8, 4, Engine::kWgmma},    // few pixels, few filters
+};
+constexpr int kNumConv2dActSm90Configurations = static_cast<int>(
+    sizeof(kConv2dActSm90Configurations) / sizeof(kConv2dActSm90Configurations[0]));
+
 }  // namespace fused_inception

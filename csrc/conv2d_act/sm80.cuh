@@ -14,17 +14,12 @@
 // clocks of an A100's matrix units; L2 gives a multiprocessor 18.6 bytes a clock (2,008 for 108,
 // arXiv 2402.13499), 880 clocks: bound by L2, at 58 % of the matrix units.
 //
-// No version on wgmma. A 1x1 product of 768 to 640 channels on a 17x17 map does 284 MFLOP an image
-// on 0.81 MB of traffic: 351 FLOP a byte, above the 295 at which an H100's memory would bind
-// (989 TFLOP/s, 3.35 TB/s), but with 192 input channels on 35x35 maps, where the most bytes are, it
-// is 100, bound by memory whatever multiplies. A 3x3 convolution is a plain matrix product of the
-// kind that Triton's wgmma code and cuDNN exist for; what bands gain for the pair, the intermediate
-// map that never leaves the multiprocessor, is not there to be gained. So on compute capability 9.0
-// and 10.0 the tables of fused_inception/ops/dispatch prefer Triton for this op.
+// sm90.cuh has the same on wgmma.
 //
-// Three channels: they are padded to 8, and each step has 8 of 32 channels; an image would be
-// written and read once more, and three quarters of the products are zeros. The tables prefer
-// Triton there too, whose kernel for few channels sums over taps and channels taken together.
+// Steps have 32 of the channels of all taps together (joined taps), so that the three channels of
+// an image, padded to 8, are 3 steps for 3x3 taps. But an image has to be written and read once
+// more to be padded: up to 8 channels the tables prefer Triton, whose kernel takes them as they
+// are.
 //
 // Range: any filter, step and padding; channels in multiples of 8, which the caller pads; any batch
 // of up to 2^30 output pixels a launch. Nothing here has been timed.

@@ -121,19 +121,7 @@ void factorized_conv2d_cuda_out(Tensor input,
 
   const int32_t device = input.get_device_index();
   const DeviceGuard guard(device);
-  if (configuration >= kNumSm80Configurations) {
-    int major = 0, minor = 0;
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-    check(major == 9 && minor == 0,
-          kOp,
-          ": configuration ",
-          configuration,
-          " takes a device of compute capability 9.0, got ",
-          major,
-          ".",
-          minor);
-  }
+  if (configuration >= kNumSm80Configurations) check_has_wgmma(kOp, configuration, device);
   if (batch == 0) return;
 
   FactorizedConv2dParams params{

@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(Sm80Traits<kConfiguration>::kThreads,
                                   Sm80Traits<kConfiguration>::kMinBlocks)
     factorized_conv2d_bands_kernel(const __grid_constant__ FactorizedConv2dParams params) {
   using Traits = Sm80Traits<kConfiguration>;
-  auto& storage = *device::dynamic_smem<TileStorage<Traits>>();
+  auto& storage = tile_storage<Traits>();
   uint16_t* const mid = reinterpret_cast<uint16_t*>(&storage + 1);
   const WarpTile<Traits> warp;
 
@@ -92,8 +92,8 @@ __global__ void __launch_bounds__(Sm80Traits<kConfiguration>::kThreads,
     for (int32_t f = 0; f < stored; f += Traits::kBlockN) {
       const FilterRows<Traits> filter_rows(
           params.weight1, f, params.filters1, params.taps1, params.c_in);
-      clear<Traits>(acc);
       run_steps<Traits>(
+          acc,
           storage.ring,
           TapsOutside{params.taps1, 1, params.c_in},
           [&](TileStage<Traits>& stage, const Step& step) {
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(Sm80Traits<kConfiguration>::kThreads,
           },
           [&](TileStage<Traits>& stage, const Step&) {
             multiply<Traits, input_t>(acc, stage.filters(), warp, [&](int fragment, int k16) {
-              return warp.pixel_address(stage.pixels(), fragment, k16);
+              return warp.pixels(stage.pixels(), fragment, k16);
             });
           });
       const auto store = [&](int row, int column, uint32_t pair) {
@@ -127,8 +127,8 @@ __global__ void __launch_bounds__(Sm80Traits<kConfiguration>::kThreads,
     if (f > 0) device::block_sync();
     const FilterRows<Traits> filter_rows(
         params.weight2, f, params.filters2, params.taps2, params.c_mid);
-    clear<Traits>(acc);
     run_steps<Traits>(
+        acc,
         storage.ring,
         TapsOutside{params.taps2, params.taps2, params.c_mid},
         [&](TileStage<Traits>& stage, const Step& step) {
@@ -154,7 +154,7 @@ template <int kConfiguration, typename input_t>
 __global__ void __launch_bounds__(Sm80Traits<kConfiguration>::kThreads,
                                   Sm80Traits<kConfiguration>::kMinBlocks)
     shifted_conv2d_kernel(const __grid_constant__ ConvolutionParams params) {
-  convolve_tile<Sm80Traits<kConfiguration>, input_t>(params, device::block_index());
+  convolve_tile<Sm80Traits<kConfiguration>, input_t, false>(params, device::block_index());
 }
 
 }  // namespace fused_inception

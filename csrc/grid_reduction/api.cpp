@@ -62,14 +62,19 @@ void grid_reduction_cuda_out(Tensor input,
                 [&](int64_t first, int32_t images, auto element, cudaStream_t stream) {
                   params.input.first_image = params.conv.first_image = first;
                   params.input.num_images = images;
-                  return launch_grid_reduction<decltype(element)>(
-                      params, static_cast<int>(configuration), stream);
+                  using Element = decltype(element);
+                  const int number = static_cast<int>(configuration);
+                  if (number < kNumGridReductionConfigurations)
+                    return launch_grid_reduction<Element>(params, number, stream);
+                  check_has_wgmma(kOp, configuration, input.get_device_index());
+                  return launch_grid_reduction_sm90<Element>(
+                      params, number - kNumGridReductionConfigurations, stream);
                 });
 }
 
-// Three numbers a configuration: pixels and filters of its tile, and bytes of shared memory.
+// Four numbers a configuration: see `tile_numbers`.
 std::vector<int64_t> grid_reduction_cuda_configurations() {
-  return tile_numbers(kGridReductionConfigurations);
+  return tile_numbers(kGridReductionConfigurations, kGridReductionSm90Configurations);
 }
 
 }  // namespace

@@ -18,4 +18,14 @@ constexpr TileShape kGridReductionConfigurations[] = {
 constexpr int kNumGridReductionConfigurations = static_cast<int>(
     sizeof(kGridReductionConfigurations) / sizeof(kGridReductionConfigurations[0]));
 
+// The same on wgmma (sm90.cuh), numbered after those above. Between the two tables a device may
+// differ in bits: which of them serves must not depend on the batch.
+constexpr TileShape kGridReductionSm90Configurations[] = {
+    {192, 192, 12, 1, 6, 1, Engine::kWgmma},  // 192, 384 and 576 filters
+    {128, 96, 8, 1, 6, 2, Engine::kWgmma},    // 96 filters, and batches in between
+    {64, 32, 4, 1, 8, 4, Engine::kWgmma},     // few pixels, few filters
+};
+constexpr int kNumGridReductionSm90Configurations = static_cast<int>(
+    sizeof(kGridReductionSm90Configurations) / sizeof(kGridReductionSm90Configurations[0]));
+
 }  // namespace fused_inception

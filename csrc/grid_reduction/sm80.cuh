@@ -19,8 +19,7 @@
 // memory a step and tile, where the products of 128 x 128 take 64: with three tiles of filters a
 // third of the steps pool.
 //
-// Not on wgmma: as Triton's kernel does the same with wgmma on compute capability 9.0 and 10.0, the
-// tables of fused_inception/ops/dispatch prefer that one there.
+// sm90.cuh has the same on wgmma.
 //
 // Range: any odd kernel; channels in multiples of 8, which the caller pads; any batch of up to 2^30
 // output pixels a launch. The window is always inside the map. Nothing here has been timed.
@@ -51,12 +50,10 @@ struct TilePool {
   }
 };
 
-template <int kConfiguration, typename input_t>
-__global__ void __launch_bounds__(GridReductionTraits<kConfiguration>::kThreads,
-                                  GridReductionTraits<kConfiguration>::kMinBlocks)
-    grid_reduction_kernel(const __grid_constant__ GridReductionParams params) {
-  using Traits = GridReductionTraits<kConfiguration>;
-  auto& storage = *device::dynamic_smem<TileStorage<Traits>>();
+// A tile of pixels times a tile of filters, and its share of the pool: a kernel on either engine.
+template <typename Traits, typename input_t>
+__device__ __forceinline__ void reduce_tile(const GridReductionParams& params) {
+  auto& storage = tile_storage<Traits>();
   const WarpTile<Traits> warp;
   const int32_t filter_tiles = filter_tiles_of(params.conv, Traits::kBlockN);
   const int32_t first_pixel = device::block_index() / filter_tiles * Traits::kBlockM;
@@ -85,8 +82,8 @@ __global__ void __launch_bounds__(GridReductionTraits<kConfiguration>::kThreads,
   };
 
   Accumulators<Traits> acc;
-  clear<Traits>(acc);
   run_steps<Traits>(
+      acc,
       storage.ring,
       ChannelsOutside{taps, params.input.line_taps, channels},
       [&](TileStage<Traits>& stage, const Step& step) {
@@ -95,7 +92,7 @@ __global__ void __launch_bounds__(GridReductionTraits<kConfiguration>::kThreads,
       },
       [&](TileStage<Traits>& stage, const Step& step) {
         multiply<Traits, input_t>(acc, stage.filters(), warp, [&](int fragment, int k16) {
-          return warp.pixel_address(stage.pixels(), fragment, k16);
+          return warp.pixels(stage.pixels(), fragment, k16);
         });
         if (step.k / kBlockK % filter_tiles != filter_tile) return;
         pool.take(stage, step.tap == 0, params.max);
@@ -104,6 +101,13 @@ __global__ void __launch_bounds__(GridReductionTraits<kConfiguration>::kThreads,
   finish<Traits, input_t>(
       acc, warp, params.bias, first_filter, params.conv.end, params.conv.relu, collect_in(storage));
   write_output<Traits>(storage, params.conv.destination, first_filter, params.conv.stored);
+}
+
+template <int kConfiguration, typename input_t>
+__global__ void __launch_bounds__(GridReductionTraits<kConfiguration>::kThreads,
+                                  GridReductionTraits<kConfiguration>::kMinBlocks)
+    grid_reduction_kernel(const __grid_constant__ GridReductionParams params) {
+  reduce_tile<GridReductionTraits<kConfiguration>, input_t>(params);
 }
 
 }  // namespace fused_inception

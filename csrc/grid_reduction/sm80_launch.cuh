@@ -10,20 +10,30 @@
 
 namespace fused_inception {
 
+// Starts a kernel that is `reduce_tile`.
+inline device::Status launch_reduction(void (*kernel)(GridReductionParams),
+                                       const TileShape& shape,
+                                       const GridReductionParams& params,
+                                       device::Stream stream) {
+  return device::launch(
+      kernel,
+      product_blocks(shape, params.input, filter_tiles_of(params.conv, shape.block_n)),
+      shape.threads(),
+      shape.fixed_shared_bytes(),
+      stream,
+      params);
+}
+
 // Runs `configuration`, a row of kGridReductionConfigurations, on `stream`.
 template <typename input_t>
 device::Status launch_grid_reduction(const GridReductionParams& params,
                                      int configuration,
                                      device::Stream stream) {
   return with_configuration<kNumGridReductionConfigurations>(configuration, [&](auto number) {
-    constexpr TileShape kTile = kGridReductionConfigurations[number];
-    return device::launch(
-        grid_reduction_kernel<number, input_t>,
-        product_blocks(kTile, params.input, filter_tiles_of(params.conv, kTile.block_n)),
-        kTile.threads(),
-        kTile.fixed_shared_bytes(),
-        stream,
-        params);
+    return launch_reduction(grid_reduction_kernel<number, input_t>,
+                            kGridReductionConfigurations[number],
+                            params,
+                            stream);
   });
 }
 

@@ -77,26 +77,45 @@ void split_conv2d_cuda_out(Tensor input,
                   params.input.first_image = first;
                   params.row.output.first_image = params.col.output.first_image = first;
                   params.input.num_images = images;
-                  return launch_split_conv2d<decltype(element)>(
-                      params, static_cast<int>(configuration), stream);
+                  using Element = decltype(element);
+                  const int number = static_cast<int>(configuration);
+                  if (number < kNumSplitConv2dConfigurations)
+                    return launch_split_conv2d<Element>(params, number, stream);
+                  check_has_wgmma(kOp, configuration, input.get_device_index());
+                  return launch_split_conv2d_sm90<Element>(
+                      params, number - kNumSplitConv2dConfigurations, stream);
                 });
 }
 
-// Four numbers a configuration: whether it takes whole images, pixels and filters of its tile
-// (those of both halves), and bytes of shared memory with `channels` channels.
-std::vector<int64_t> split_conv2d_cuda_configurations(int64_t channels) {
+// Five numbers a configuration: whether it is on wgmma, whether it takes whole images, pixels and
+// filters of its tile (those of both halves), and bytes of shared memory with so many channels and
+// taps.
+std::vector<int64_t> split_conv2d_cuda_configurations(int64_t channels,
+                                                      int64_t taps_row,
+                                                      int64_t taps_col) {
   check(channels >= 1 && channels <= kMaxChannels,
         kOp,
         ": channels must be 1 to 2^20, got ",
         channels);
+  for (int64_t taps : {taps_row, taps_col})
+    check(taps >= 1 && taps <= SplitPatches::kMaxTaps,
+          kOp,
+          ": taps must be 1 to ",
+          SplitPatches::kMaxTaps,
+          ", got ",
+          taps);
   std::vector<int64_t> numbers;
-  for (const SplitConv2dConfiguration& row : kSplitConv2dConfigurations) {
-    numbers.insert(numbers.end(),
-                   {row.whole,
-                    row.tile.block_m,
-                    row.tile.block_n,
-                    shared_bytes(row, static_cast<int>(channels))});
-  }
+  const auto add = [&](const SplitConv2dConfiguration& row) {
+    const int64_t bytes = shared_bytes(
+        row, static_cast<int>(channels), static_cast<int>(taps_row), static_cast<int>(taps_col));
+    numbers.insert(
+        numbers.end(),
+        {row.tile.engine == Engine::kWgmma, row.whole, row.tile.block_m, row.tile.block_n, bytes});
+  };
+  for (const SplitConv2dConfiguration& row : kSplitConv2dConfigurations)
+    add(row);
+  for (const SplitConv2dConfiguration& row : kSplitConv2dSm90Configurations)
+    add(row);
   return numbers;
 }
 

@@ -21,8 +21,7 @@
 // 96 KB of pixels and the ring leave no room for a second block, with half the warps to hide a
 // barrier. Arithmetic; nothing here has been timed.
 //
-// Not on wgmma: Triton's kernel does the same with wgmma on compute capability 9.0 and 10.0, and
-// the tables of fused_inception/ops/dispatch prefer that one there.
+// sm90.cuh has the same on wgmma.
 //
 // Range: odd filters; channels in multiples of 8, which the caller pads; any batch of up to 2^30
 // pixels a launch.
@@ -81,8 +80,8 @@ struct SplitSteps {
   }
 };
 
-// Whole images in shared memory, after the tiles: pixels[blocks of 32 channels][kBlockM][kBlockK],
-// then eight zeros.
+// Whole images in shared memory, after the tiles. On mma.sync: pixels[blocks of 32 channels]
+// [kBlockM][kBlockK], then eight zeros.
 template <typename Traits>
 struct WholeImages {
   uint32_t pixels;
@@ -92,10 +91,10 @@ struct WholeImages {
 
   template <typename PixelOf>
   __device__ __forceinline__ WholeImages(uint16_t* memory,
-                                         int32_t channels,
+                                         const SplitConv2dParams& params,
                                          const WarpTile<Traits>& warp,
                                          const PixelOf& pixel_of) {
-    uint16_t* const behind = memory + round_up(channels, kBlockK) * Traits::kBlockM;
+    uint16_t* const behind = memory + round_up(params.input.channels, kBlockK) * Traits::kBlockM;
     if (device::thread_index() < 8) behind[device::thread_index()] = 0;
     pixels = device::smem_u32(memory);
     zeros = device::smem_u32(behind);
@@ -116,8 +115,8 @@ struct WholeImages {
                                        const Step& step) const {
     if (step.tap == 0) rows.load(tile(step.k), 0, 0, step.k);
   }
-  // What a lane gives to ldmatrix.
-  __device__ __forceinline__ uint32_t address(const FilteredMap& map,
+  // The operand of `multiply`: what a lane gives to ldmatrix.
+  __device__ __forceinline__ uint32_t operand(const FilteredMap& map,
                                               const WarpTile<Traits>& warp,
                                               const TileStage<Traits>&,
                                               const Step& step,
@@ -130,12 +129,62 @@ struct WholeImages {
   }
 };
 
+// On wgmma: the patches of configuration.h without a swizzle, where a start address so many rows on
+// is the same operand moved by a tap. Eight lines of eight pixels are `pitch` rows apart.
+template <typename Traits>
+struct WholePatches {
+  SplitPatches patches;
+  uint32_t pixels;
+
+  template <typename PixelOf>
+  __device__ __forceinline__ WholePatches(uint16_t* memory,
+                                          const SplitConv2dParams& params,
+                                          const WarpTile<Traits>&,
+                                          const PixelOf&)
+      : patches(patches_of(Traits::kBlockM, params.row.taps, params.col.taps)),
+        pixels(device::smem_u32(memory)) {
+    device::Chunk* const chunks = reinterpret_cast<device::Chunk*>(memory);
+    const int planes = round_up(params.input.channels, kBlockK) / 8, rows = patches.rows();
+    for (int i = device::thread_index(); i < planes * rows; i += Traits::kThreads) {
+      if (!patches.is_pixel(i % rows)) chunks[i / rows * patches.plane() + i % rows] = {};
+    }
+  }
+
+  // Of row `row` of the patches, the eight channels from `k` on.
+  __device__ __forceinline__ uint32_t address(int row, int32_t k) const {
+    return pixels + static_cast<uint32_t>(16 * (k / 8 * patches.plane() + row));
+  }
+  __device__ __forceinline__ void load(const PixelRows<Traits>& rows,
+                                       const TileStage<Traits>&,
+                                       const Step& step) const {
+    if (step.tap > 0) return;
+    constexpr int kSide = SplitPatches::kSide;
+    const auto place = [&](int row, int chunk) {
+      const int line = row / kSide;
+      return address(patches.row(line / kSide, line % kSide, row % kSide), step.k + 8 * chunk);
+    };
+    rows.load_to(place, 0, 0, step.k);
+  }
+  __device__ __forceinline__ uint64_t operand(const FilteredMap&,
+                                              const WarpTile<Traits>& warp,
+                                              const TileStage<Traits>&,
+                                              const Step& step,
+                                              int fragment,
+                                              int k16) const {
+    const int image = (warp.group_row + fragment * Traits::kFragmentStep) / 64;
+    return device::matrix_descriptor(
+        address(patches.row(image, step.cross, step.line), step.k + 16 * k16),
+        static_cast<uint32_t>(16 * patches.plane()),
+        static_cast<uint32_t>(16 * patches.pitch()));
+  }
+};
+
 // The same where every tap loads its pixels.
 template <typename Traits>
 struct PixelsInRing {
   template <typename PixelOf>
   __device__ __forceinline__ PixelsInRing(uint16_t*,
-                                          int32_t,
+                                          const SplitConv2dParams&,
                                           const WarpTile<Traits>&,
                                           const PixelOf&) {}
 
@@ -144,23 +193,20 @@ struct PixelsInRing {
                                        const Step& step) const {
     rows.load(stage.pixels(), step.cross, step.line, step.k);
   }
-  __device__ __forceinline__ uint32_t address(const FilteredMap&,
-                                              const WarpTile<Traits>& warp,
-                                              const TileStage<Traits>& stage,
-                                              const Step&,
-                                              int fragment,
-                                              int k16) const {
-    return warp.pixel_address(stage.pixels(), fragment, k16);
+  __device__ __forceinline__ auto operand(const FilteredMap&,
+                                          const WarpTile<Traits>& warp,
+                                          const TileStage<Traits>& stage,
+                                          const Step&,
+                                          int fragment,
+                                          int k16) const {
+    return warp.pixels(stage.pixels(), fragment, k16);
   }
 };
 
-template <int kConfiguration, typename input_t>
-__global__ void __launch_bounds__(SplitConv2dTraits<kConfiguration>::kThreads,
-                                  SplitConv2dTraits<kConfiguration>::kMinBlocks)
-    split_conv2d_kernel(const __grid_constant__ SplitConv2dParams params) {
-  using Traits = SplitConv2dTraits<kConfiguration>;
-  constexpr bool kWhole = kSplitConv2dConfigurations[kConfiguration].whole;
-  auto& storage = *device::dynamic_smem<TileStorage<Traits>>();
+// A tile of pixels times one of the filters of both halves: a kernel on either engine.
+template <typename Traits, typename input_t, bool kWhole>
+__device__ __forceinline__ void split_tile(const SplitConv2dParams& params) {
+  auto& storage = tile_storage<Traits>();
   const WarpTile<Traits> warp;
   const FilteredMap& map = params.input;
   const int32_t filter_tiles = filter_tiles_of(params, Traits::kBlockN);
@@ -168,6 +214,13 @@ __global__ void __launch_bounds__(SplitConv2dTraits<kConfiguration>::kThreads,
   const int32_t first_filter = device::block_index() % filter_tiles * Traits::kHalfN;
   const auto pixel_of = [&](int row) {
     if constexpr (!kWhole) return locate_in_order(map, pixel_tile * Traits::kBlockM, row);
+    if constexpr (Traits::kWgmma) {
+      constexpr int kSide = SplitPatches::kSide, kRows = kSide * kSide;
+      const int32_t image = pixel_tile * (Traits::kBlockM / kRows) + row / kRows;
+      const int32_t cross = row / kSide % kSide, position = row % kSide;
+      const bool on_map = cross < map.cross_size && position < map.line_size;
+      return Pixel{on_map && image < map.num_images, image, cross, position};
+    }
     const int32_t images = Traits::kBlockM / (map.cross_size * map.line_size);
     const int32_t lines = images * map.cross_size, line = row / map.line_size;
     const int32_t number = pixel_tile * lines + line;
@@ -178,8 +231,9 @@ __global__ void __launch_bounds__(SplitConv2dTraits<kConfiguration>::kThreads,
       storage, params.row.output.stride, params.row.output.first_image, pixel_of);
 
   const PixelRows<Traits> pixel_rows(map, pixel_of);
-  using Images = std::conditional_t<kWhole, WholeImages<Traits>, PixelsInRing<Traits>>;
-  const Images images(reinterpret_cast<uint16_t*>(&storage + 1), map.channels, warp, pixel_of);
+  using Whole = std::conditional_t<Traits::kWgmma, WholePatches<Traits>, WholeImages<Traits>>;
+  using Images = std::conditional_t<kWhole, Whole, PixelsInRing<Traits>>;
+  const Images images(reinterpret_cast<uint16_t*>(&storage + 1), params, warp, pixel_of);
   using Rows = FilterRows<Traits, Traits::kHalfN>;
   const int32_t row_end = params.row.output.end, col_end = params.col.output.end;
   const Rows rows(params.row.weight, first_filter, row_end, params.row.taps, map.channels);
@@ -191,8 +245,8 @@ __global__ void __launch_bounds__(SplitConv2dTraits<kConfiguration>::kThreads,
                             map.channels};
 
   Accumulators<Traits> acc;
-  clear<Traits>(acc);
   run_steps<Traits>(
+      acc,
       storage.ring,
       order,
       [&](TileStage<Traits>& stage, const Step& step) {
@@ -208,15 +262,15 @@ __global__ void __launch_bounds__(SplitConv2dTraits<kConfiguration>::kThreads,
         }
       },
       [&](TileStage<Traits>& stage, const Step& step) {
-        const auto pixel_address = [&](int fragment, int k16) {
-          return images.address(map, warp, stage, step, fragment, k16);
+        const auto pixels = [&](int fragment, int k16) {
+          return images.operand(map, warp, stage, step, fragment, k16);
         };
         if (order.is_centre(step)) {
-          multiply<Traits, input_t>(acc, stage.filters(), warp, pixel_address);
+          multiply<Traits, input_t>(acc, stage.filters(), warp, pixels);
         } else if (order.is_row(step)) {
-          multiply<Traits, input_t, 0, 1>(acc, stage.filters(), warp, pixel_address);
+          multiply<Traits, input_t, 0, 1>(acc, stage.filters(), warp, pixels);
         } else {
-          multiply<Traits, input_t, 1, 2>(acc, stage.filters(), warp, pixel_address);
+          multiply<Traits, input_t, 1, 2>(acc, stage.filters(), warp, pixels);
         }
       });
 
@@ -239,6 +293,14 @@ __global__ void __launch_bounds__(SplitConv2dTraits<kConfiguration>::kThreads,
       storage, params.row.output.destination, first_filter, params.row.output.stored);
   write_half<Traits, 1>(
       storage, params.col.output.destination, first_filter, params.col.output.stored);
+}
+
+template <int kConfiguration, typename input_t>
+__global__ void __launch_bounds__(SplitConv2dTraits<kConfiguration>::kThreads,
+                                  SplitConv2dTraits<kConfiguration>::kMinBlocks)
+    split_conv2d_kernel(const __grid_constant__ SplitConv2dParams params) {
+  constexpr bool kWhole = kSplitConv2dConfigurations[kConfiguration].whole;
+  split_tile<SplitConv2dTraits<kConfiguration>, input_t, kWhole>(params);
 }
 
 }  // namespace fused_inception

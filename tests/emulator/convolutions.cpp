@@ -2,10 +2,11 @@
 // Runs `conv2d_act`, `grid_reduction` or `split_conv2d` once, as `op` says: operands from raw
 // files, any configuration, all of the output's channels into one raw file.
 #include "conv2d_act/sm80_launch.cuh"
+#include "conv2d_act/sm90_launch.cuh"
 #include "emulator/driver.h"
 #include "emulator/maps.h"
-#include "grid_reduction/sm80_launch.cuh"
-#include "split_conv2d/sm80_launch.cuh"
+#include "grid_reduction/sm90_launch.cuh"
+#include "split_conv2d/sm90_launch.cuh"
 
 #include <sstream>
 
@@ -41,7 +42,10 @@ device::Status run(const Operands& operands) {
     params.pooled = operands.output + arguments.number("pooled");
     params.pooled_stride = operands.output_stride();
     params.max = operands.integer("max") != 0;
-    return launch_grid_reduction<Element>(params, configuration, nullptr);
+    constexpr int kFirst = kNumGridReductionConfigurations;
+    return configuration < kFirst
+               ? launch_grid_reduction<Element>(params, configuration, nullptr)
+               : launch_grid_reduction_sm90<Element>(params, configuration - kFirst, nullptr);
   }
   if (op == "split_conv2d") {
     SplitConv2dParams params = {};
@@ -54,7 +58,10 @@ device::Status run(const Operands& operands) {
                   operands.file("bias_col"),
                   operands.integer("taps_col"),
                   operands.segment(arguments.text("col"), 0)};
-    return launch_split_conv2d<Element>(params, configuration, nullptr);
+    constexpr int kFirst = kNumSplitConv2dConfigurations;
+    return configuration < kFirst
+               ? launch_split_conv2d<Element>(params, configuration, nullptr)
+               : launch_split_conv2d_sm90<Element>(params, configuration - kFirst, nullptr);
   }
   if (op != "conv2d_act") driver::die("no op " + op);
   ConvolutionParams params = {};
@@ -67,10 +74,13 @@ device::Status run(const Operands& operands) {
     params.segments[params.num_segments] = operands.segment(text, begin);
     begin = params.segments[params.num_segments++].end;
   }
-  return launch_conv2d_act<Element>(params, configuration, nullptr);
+  constexpr int kFirst = kNumConv2dActConfigurations;
+  return configuration < kFirst
+             ? launch_conv2d_act<Element>(params, configuration, nullptr)
+             : launch_conv2d_act_sm90<Element>(params, configuration - kFirst, nullptr);
 }
 
-// The rows of the tables, with the shared memory that `channels` channels take.
+// The rows of the tables, with the shared memory that `channels` channels and three taps take.
 int list(int channels) {
   const auto print = [](const std::string& name, const TileShape& tile, int64_t bytes) {
     std::printf("%s-%dx%d %d %d %lld\n",
@@ -84,12 +94,22 @@ int list(int channels) {
   for (const TileShape& tile : kConv2dActConfigurations) {
     print("conv2d_act tiles", tile, tile.fixed_shared_bytes());
   }
+  for (const TileShape& tile : kConv2dActSm90Configurations) {
+    print("conv2d_act sm90", tile, tile.fixed_shared_bytes());
+  }
   for (const TileShape& tile : kGridReductionConfigurations) {
     print("grid_reduction tiles", tile, tile.fixed_shared_bytes());
   }
+  for (const TileShape& tile : kGridReductionSm90Configurations) {
+    print("grid_reduction sm90", tile, tile.fixed_shared_bytes());
+  }
   for (const SplitConv2dConfiguration& row : kSplitConv2dConfigurations) {
     const std::string form = row.whole ? "whole" : "tiles";
-    print("split_conv2d " + form, row.tile, shared_bytes(row, channels));
+    print("split_conv2d " + form, row.tile, shared_bytes(row, channels, 3, 3));
+  }
+  for (const SplitConv2dConfiguration& row : kSplitConv2dSm90Configurations) {
+    const std::string form = row.whole ? "sm90-whole" : "sm90";
+    print("split_conv2d " + form, row.tile, shared_bytes(row, channels, 3, 3));
   }
   return 0;
 }

@@ -31,13 +31,16 @@ OPS = ("conv2d_act", "grid_reduction", "split_conv2d")
 
 
 class Configuration(NamedTuple):
-    """A row of the table in csrc/<op>/configuration.h; none is for sm_90a alone."""
+    """A row of the tables in csrc/<op>/configuration.h, those of sm_90a last."""
 
     name: str
     threads: int
     min_blocks: int  # resident on a multiprocessor, by registers
     shared_bytes: int
-    sm90: bool = False
+
+    @property
+    def sm90(self) -> bool:
+        return self.name.startswith("sm90")
 
 
 def configurations(op: str, channels: int) -> list[Configuration]:

@@ -138,10 +138,24 @@ def bulk_copy(seed: int) -> Case:
     return Case(pieces, pieces.flip(1).flatten(), threads=64, shared_bytes=2 * 512 + 32)
 
 
+# Columns of the products, all that the kernels have.
+WGMMA_COLUMNS = (32, 48, 64, 80, 96, 128, 160, 192)
+
+
 def wgmma(
-    dtype: str, columns: int, seed: int, *, shift_a: int = 0, shift_b: int = 0, k: int = 48
+    dtype: str,
+    columns: int,
+    seed: int,
+    *,
+    shift_a: int = 0,
+    shift_b: int = 0,
+    k: int = 48,
+    line_a: int = 8,
 ) -> Case:
-    """Rows from `shift_a` and `shift_b` on of operands that have a few rows more."""
+    """Rows from `shift_a` and `shift_b` on of operands that have a few rows more.
+
+    `line_a` rows on from eight rows of the first operand are its next eight.
+    """
     rows_a, rows_b = 64 + 37, columns + 29
     a = _integers((rows_a, k), 8, seed).to(DTYPES[dtype])
     b = _integers((rows_b, k), 8, seed + 1).to(DTYPES[dtype])
@@ -149,12 +163,13 @@ def wgmma(
     def in_memory(operand: torch.Tensor) -> torch.Tensor:  # [k / 8][row][8]
         return operand.view(-1, k // 8, 8).transpose(0, 1).contiguous()
 
-    product = a[shift_a : shift_a + 64].float() @ b[shift_b : shift_b + columns].float().T
+    rows = shift_a + torch.tensor([i // 8 * line_a + i % 8 for i in range(64)])
+    product = a[rows].float() @ b[shift_b : shift_b + columns].float().T
     return Case(
         in_memory(a),
         product.flatten(),
         in_memory(b),
-        torch.tensor([rows_a, rows_b, shift_a, shift_b, k], dtype=torch.int32),
+        torch.tensor([rows_a, rows_b, shift_a, shift_b, k, line_a], dtype=torch.int32),
         threads=128,
         shared_bytes=2 * k * (rows_a + rows_b),
     )
@@ -374,7 +389,7 @@ SM90_KERNELS: dict[str, Callable[[int], Case]] = {
     **{f"stmatrix_x{n}": partial(stmatrix, n, False) for n in (1, 2, 4)},
     **{f"stmatrix_x{n}_transposed": partial(stmatrix, n, True) for n in (1, 2, 4)},
     "bulk_copy": bulk_copy,
-    **{f"wgmma_{d}_{n}": partial(wgmma, d, n) for d in DTYPES for n in (48, 80, 96, 160)},
+    **{f"wgmma_{d}_{n}": partial(wgmma, d, n) for d in DTYPES for n in WGMMA_COLUMNS},
     **{f"wgmma_swizzled_float16_{n}": partial(wgmma_swizzled, "float16", n) for n in SPANS},
     "wgmma_swizzled_bfloat16_64": partial(wgmma_swizzled, "bfloat16", 64),
     "tensor_copy": partial(tensor_copy, 64),

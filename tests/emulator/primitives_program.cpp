@@ -113,13 +113,14 @@ __global__ void bulk_copy_kernel(const __grid_constant__ PrimitiveParams p) {
 }
 
 // first: a[k / 8][rows][8]; second: b[k / 8][rows][8]; third: rows of a and b in memory, the first
-// row of each that counts, and K; output: a b^T, [64][kColumns], one group of products in flight
-// while the next is issued.
+// row of each that counts, K, and how many rows on the next eight of a are; output: a b^T,
+// [64][kColumns], one group of products in flight while the next is issued.
 template <typename element_t, int kColumns>
 __global__ void __launch_bounds__(128) wgmma_kernel(const __grid_constant__ PrimitiveParams p) {
   if constexpr (device::kHasWgmma) {
     const int* numbers = in<int32_t>(p.third);
     const int rows_a = numbers[0], rows_b = numbers[1], k = numbers[4];
+    const auto line_a = static_cast<uint32_t>(16 * numbers[5]);
     auto* a = device::dynamic_smem<device::Chunk>();
     device::Chunk* b = a + rows_a * (k / 8);
     const int thread = device::thread_index();
@@ -136,7 +137,7 @@ __global__ void __launch_bounds__(128) wgmma_kernel(const __grid_constant__ Prim
       const uint32_t start_b = device::smem_u32(b + 2 * i * rows_b + numbers[3]);
       device::wgmma_m64k16<element_t>(
           d,
-          device::matrix_descriptor(start_a, static_cast<uint32_t>(16 * rows_a), 128),
+          device::matrix_descriptor(start_a, static_cast<uint32_t>(16 * rows_a), line_a),
           device::matrix_descriptor(start_b, static_cast<uint32_t>(16 * rows_b), 128),
           i > 0);
       device::wgmma_commit();
@@ -502,6 +503,14 @@ Kernel kernel_of(const std::string& name) {
   if (name == "stmatrix_x2_transposed") return stmatrix_kernel<2, true>;
   if (name == "stmatrix_x4_transposed") return stmatrix_kernel<4, true>;
   if (name == "bulk_copy") return bulk_copy_kernel;
+  if (name == "wgmma_float16_32") return wgmma_kernel<Float16, 32>;
+  if (name == "wgmma_bfloat16_32") return wgmma_kernel<BFloat16, 32>;
+  if (name == "wgmma_float16_64") return wgmma_kernel<Float16, 64>;
+  if (name == "wgmma_bfloat16_64") return wgmma_kernel<BFloat16, 64>;
+  if (name == "wgmma_float16_128") return wgmma_kernel<Float16, 128>;
+  if (name == "wgmma_bfloat16_128") return wgmma_kernel<BFloat16, 128>;
+  if (name == "wgmma_float16_192") return wgmma_kernel<Float16, 192>;
+  if (name == "wgmma_bfloat16_192") return wgmma_kernel<BFloat16, 192>;
   if (name == "wgmma_float16_80") return wgmma_kernel<Float16, 80>;
   if (name == "wgmma_float16_48") return wgmma_kernel<Float16, 48>;
   if (name == "wgmma_bfloat16_48") return wgmma_kernel<BFloat16, 48>;

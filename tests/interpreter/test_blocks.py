@@ -17,9 +17,8 @@ from torch import nn
 from triton.runtime import interpreter
 
 from fused_inception import _extension, blocks, fuse, report, testing
-from fused_inception.blocks import FUSED_BLOCKS, ConvWeights
+from fused_inception.blocks import FUSED_BLOCKS, ConvWeights, prepared
 from fused_inception.blocks import launch as block_launch
-from fused_inception.blocks import prepared
 from fused_inception.blocks.plan import INPUT, ImagesAtATime, sources
 from fused_inception.models.inception_v3 import BasicConv2d, InceptionBlocks, InceptionV3
 from fused_inception.ops.common import dispatch_table, launching

@@ -1,12 +1,18 @@
 """What the launchers of the compiled extension share: what it takes, its tiles, and destinations.
 
-The kernels on mma.sync form every sum in the same order whatever the tile, so that the tile may be
-chosen by the batch; what the extension takes depends on one image alone.
+All kernels on one engine, mma.sync or wgmma, form every sum in the same order whatever the tile, so
+that the tile may be chosen by the batch. What the extension takes, and the engine, depend on one
+image alone.
+
+What is on wgmma has not run on a device yet, and some of it stands on start addresses of wgmma's
+operands that the PTX ISA allows but no device test has confirmed. Until one has, it runs only where
+the environment has FUSED_INCEPTION_SM90=1 when this module is imported.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -28,6 +34,10 @@ BLOCK_K = 32
 # (2,008 for 108 of them; arXiv 2402.13499).
 MULTIPLICATIONS_PER_CLOCK = 1024
 L2_BYTES_PER_CLOCK = 18.6
+# The same of an H100 on wgmma (3,942 bytes for 114; arXiv 2501.12084, an H800 PCIe).
+SM90_MULTIPLICATIONS_PER_CLOCK = 2048
+SM90_L2_BYTES_PER_CLOCK = 35
+SM90_ENABLED = os.environ.get("FUSED_INCEPTION_SM90", "0") == "1"
 
 
 class Device(NamedTuple):
@@ -48,6 +58,17 @@ def device_limits(device: torch.device) -> Device:
     )
 
 
+def sm90_refusal(device: torch.device) -> str | None:
+    """Why nothing on wgmma runs on `device`, or None where it does."""
+    if not SM90_ENABLED:
+        return "the environment has no FUSED_INCEPTION_SM90=1"
+    if torch.cuda.get_device_capability(device) != (9, 0):
+        return "takes compute capability 9.0"
+    if not any(a.startswith("9.0a") for a in _extension.build_info()["architectures"]):
+        return "the extension is not built for 9.0a"
+    return None
+
+
 class TileConfiguration(NamedTuple):
     """One row of an op's table in the extension, `number`.
 
@@ -55,6 +76,7 @@ class TileConfiguration(NamedTuple):
     """
 
     number: int
+    wgmma: bool
     whole: bool
     block_m: int  # pixels of a tile
     block_n: int  # filters of a tile
@@ -62,9 +84,20 @@ class TileConfiguration(NamedTuple):
 
 
 def tile_table(numbers: Sequence[int]) -> tuple[TileConfiguration, ...]:
-    """A table of tiles as the extension returns it: three numbers a row."""
-    rows = (numbers[i : i + 3] for i in range(0, len(numbers), 3))
-    return tuple(TileConfiguration(number, False, *row) for number, row in enumerate(rows))
+    """A table of tiles as the extension returns it: four numbers a row."""
+    rows = (numbers[i : i + 4] for i in range(0, len(numbers), 4))
+    return tuple(
+        TileConfiguration(number, bool(wgmma), False, *sizes)
+        for number, (wgmma, *sizes) in enumerate(rows)
+    )
+
+
+def of_engine(
+    table: tuple[TileConfiguration, ...], device: torch.device
+) -> tuple[TileConfiguration, ...]:
+    """The rows of `table` that serve on `device`: those of one engine, whatever the batch."""
+    wgmma = sm90_refusal(device) is None
+    return tuple(c for c in table if c.wgmma == wgmma)
 
 
 def channel_refusal(*channels: int) -> str | None:
@@ -88,15 +121,18 @@ def refusal(
     return reason
 
 
-def step_clocks(block_m: int, block_n: int, loaded_rows: int) -> float:
+def step_clocks(wgmma: bool, block_m: int, block_n: int, loaded_rows: int) -> float:
     """Clocks of a step of a sum: the slower of the matrix units and L2, by arithmetic.
 
     `loaded_rows` are the pixels and filters that it loads.
     """
-    multiplications = block_m * block_n * BLOCK_K
-    return max(
-        multiplications / MULTIPLICATIONS_PER_CLOCK, 2 * BLOCK_K * loaded_rows / L2_BYTES_PER_CLOCK
-    )
+    multiplications, loaded_bytes = block_m * block_n * BLOCK_K, 2 * BLOCK_K * loaded_rows
+    if wgmma:
+        return max(
+            multiplications / SM90_MULTIPLICATIONS_PER_CLOCK,
+            loaded_bytes / SM90_L2_BYTES_PER_CLOCK,
+        )
+    return max(multiplications / MULTIPLICATIONS_PER_CLOCK, loaded_bytes / L2_BYTES_PER_CLOCK)
 
 
 def choose_tile_configuration(
@@ -105,7 +141,7 @@ def choose_tile_configuration(
     """The tile with which a product should be done first; see `step_clocks`.
 
     Args:
-        table: of the op.
+        table: of the op, of one engine.
         device: to run on.
         pixels: of the whole batch.
         sizes: filters of each segment.
@@ -114,7 +150,7 @@ def choose_tile_configuration(
     def clocks(c: TileConfiguration) -> float:
         tiles = -(-pixels // c.block_m) * sum(-(-size // c.block_n) for size in sizes)
         waves = -(-tiles // device.multiprocessors)
-        return waves * step_clocks(c.block_m, c.block_n, c.block_m + c.block_n)
+        return waves * step_clocks(c.wgmma, c.block_m, c.block_n, c.block_m + c.block_n)
 
     return min((c for c in table if c.shared_bytes <= device.shared_bytes), key=clocks)
 

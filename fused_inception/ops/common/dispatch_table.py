@@ -3,7 +3,8 @@
 An entry names an op, sizes of one image, dtypes, the backends in order of preference, and the K
 block that orders the sums of each; the first entry that fits decides. Backends that it does not
 name follow in the op's own order. `measured` is the result file that an entry rests on, or null
-where it is a hand-made default, which `why` gives the reason for.
+where it is a hand-made default, which `why` gives the reason for. `needs`, where it is there, is
+what has to be so for the entry to be looked at: "wgmma", the extension's kernels on it.
 
 A size is a field of the op's `Problem`: a number, a list for a pair of them, or `{"min": ...,
 "max": ...}`. The batch is none: an image gets the same bits whatever is around it. Tiles, clusters
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 
+from . import cuda_launching
 from .configurations import Tile, device_class, device_table
 
 FORBIDDEN = ("batch", "dtype", "device")
@@ -39,6 +41,7 @@ class Entry:
             tiles, which looks at channels and filters, decides; in order of preference.
         measured: the result file, relative to the repository.
         why: the reason.
+        needs: "wgmma", or None.
     """
 
     op: str
@@ -47,6 +50,7 @@ class Entry:
     block_k: Mapping[str, int | None]
     measured: str | None
     why: str
+    needs: str | None = None
 
     def fits(self, op: str, problem: Any) -> bool:
         """Whether the entry is for `problem`."""
@@ -85,6 +89,7 @@ def parse(data: Mapping[str, Any]) -> tuple[Entry, ...]:
                 {backend["name"]: backend["block_k"] for backend in row["backends"]},
                 row["measured"],
                 row["why"],
+                row.get("needs"),
             )
         )
     return tuple(entries)
@@ -103,7 +108,10 @@ def entry(op: str, problem: Any) -> Entry | None:
     device = problem.device
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     table = load(device_class(capability))
-    return next((e for e in table if e.fits(op, problem)), None)
+    met: set[str | None] = {None}
+    if device.type == "cuda" and cuda_launching.sm90_refusal(device) is None:
+        met.add("wgmma")
+    return next((e for e in table if e.needs in met and e.fits(op, problem)), None)
 
 
 def order(op: str, problem: Any, names: tuple[str, ...]) -> tuple[str, ...]:

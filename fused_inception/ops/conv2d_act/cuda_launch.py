@@ -15,6 +15,7 @@ from fused_inception.ops.common.cuda_launching import (
     choose_tile_configuration,
     destinations,
     device_limits,
+    of_engine,
     refusal,
     tile_table,
 )
@@ -25,6 +26,8 @@ from .segments import Segment, check_segments, padded_size_refusal
 
 if TYPE_CHECKING:
     from .op import Problem
+
+MAX_FILTER_WEIGHTS = 2**30
 
 _out_operator = define_internal(
     "_conv2d_act_cuda_out",
@@ -43,13 +46,17 @@ def configurations() -> tuple[TileConfiguration, ...]:
 def can_run(problem: Problem) -> str | None:
     """Why the extension cannot run `problem`, or None where it can; see `Backend`."""
     p = problem
+    weights = p.kernel[0] * p.kernel[1] * padded(p.c_in, CHANNEL_MULTIPLE)
+    if weights > MAX_FILTER_WEIGHTS:
+        return f"{weights} weights a filter; takes up to 2^30"
     return padded_size_refusal(p) or refusal((p.c_in, p.c_out), configurations, p.dtype, p.device)
 
 
 def choose(problem: Problem, sizes: Sequence[int]) -> TileConfiguration:
     p = problem
     pixels = p.batch * p.out_height * p.out_width
-    return choose_tile_configuration(configurations(), device_limits(p.device), pixels, sizes)
+    table = of_engine(configurations(), p.device)
+    return choose_tile_configuration(table, device_limits(p.device), pixels, sizes)
 
 
 def launch_segments(

@@ -4,26 +4,23 @@ The kernels' configurations are a table of the extension (csrc/factorized_conv2d
 All of one kind (mma.sync from sm_80 on, wgmma on sm_90a) form every sum in the same order, so that
 which one runs, which may depend on the batch, changes no bit of the result. The kind, and what the
 backend takes, depend on one image alone.
-
-The kind on wgmma has not run on a device yet, and it stands on start addresses of wgmma's operands
-that the PTX ISA allows but no device test has confirmed. Until one has, it runs only where the
-environment has FUSED_INCEPTION_SM90=1 when this module is imported.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from fused_inception import _extension
+from fused_inception.ops.common import cuda_launching
 from fused_inception.ops.common.configurations import padded
 from fused_inception.ops.common.cuda_launching import (
     BLOCK_K,
     CHANNEL_MULTIPLE,
     MAX_CHANNELS,
+    SM90_L2_BYTES_PER_CLOCK,
     Device,
     destinations,
 )
@@ -39,10 +36,7 @@ MAX_SIDE = 71
 MAX_SM90_LINE = 160
 # Bands are used where they are at least this many to a multiprocessor. Reasoned, not yet measured.
 MIN_BANDS_PER_MULTIPROCESSOR = 0.75
-SM90_ENABLED = os.environ.get("FUSED_INCEPTION_SM90", "0") == "1"
-# What L2 gives a multiprocessor: 3,942 bytes a clock for 114 (arXiv 2501.12084, an H800 PCIe); and
-# what one block of a cluster gives another: 2.65 TB/s for 114 at 1.6 GHz (arXiv 2402.13499).
-L2_BYTES_PER_CLOCK = 35
+# What one block of a cluster gives another: 2.65 TB/s for 114 at 1.6 GHz (arXiv 2402.13499).
 CLUSTER_BYTES_PER_CLOCK = 14
 
 _out_operator = define_internal(
@@ -164,7 +158,7 @@ class Sm90Cost(NamedTuple):
 
     @property
     def l2_clocks(self) -> float:
-        return self.l2_bytes / L2_BYTES_PER_CLOCK
+        return self.l2_bytes / SM90_L2_BYTES_PER_CLOCK
 
     @property
     def exchange_clocks(self) -> float:
@@ -235,12 +229,9 @@ def choose_sm90(
 
 def sm90_refusal(problem: Problem) -> str | None:
     """Why the kernels of sm_90a do not run one image of `problem`, or None where they do."""
-    if not SM90_ENABLED:
-        return "the environment has no FUSED_INCEPTION_SM90=1"
-    if torch.cuda.get_device_capability(problem.device) != (9, 0):
-        return "takes compute capability 9.0"
-    if not any(a.startswith("9.0a") for a in _extension.build_info()["architectures"]):
-        return "the extension is not built for 9.0a"
+    reason = cuda_launching.sm90_refusal(problem.device)
+    if reason is not None:
+        return reason
     p = problem._replace(batch=1)
     table, device = sm90_configurations(p), _device(p.device)
     if not table:

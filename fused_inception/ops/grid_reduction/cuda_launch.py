@@ -14,6 +14,7 @@ from fused_inception.ops.common.cuda_launching import (
     choose_tile_configuration,
     destinations,
     device_limits,
+    of_engine,
     refusal,
     tile_table,
 )
@@ -48,7 +49,8 @@ def can_run(problem: Problem) -> str | None:
 def choose(problem: Problem) -> TileConfiguration:
     p = problem
     pixels = p.batch * p.out_height * p.out_width
-    return choose_tile_configuration(configurations(), device_limits(p.device), pixels, [p.c_out])
+    table = of_engine(configurations(), p.device)
+    return choose_tile_configuration(table, device_limits(p.device), pixels, [p.c_out])
 
 
 def launch_reduction(

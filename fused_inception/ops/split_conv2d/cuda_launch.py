@@ -14,6 +14,7 @@ from fused_inception.ops.common.cuda_launching import (
     TileConfiguration,
     destinations,
     device_limits,
+    of_engine,
     refusal,
     step_clocks,
 )
@@ -29,31 +30,44 @@ _out_operator = define_internal(
     "Tensor(a!) row, Tensor(b!) col, bool relu, int configuration) -> ()",
 )
 _configurations_operator = define_internal(
-    "_split_conv2d_cuda_configurations", "(int channels) -> int[]"
+    "_split_conv2d_cuda_configurations", "(int channels, int taps_row, int taps_col) -> int[]"
 )
+
+# Lines, and pixels of a line, that whole images have on wgmma; fewer are padded.
+WGMMA_SIDE = 8
 
 
 @functools.cache
-def configurations(channels: int) -> tuple[TileConfiguration, ...]:
-    """The extension's table, with the shared memory that `channels` channels take."""
-    numbers = _configurations_operator(channels)
-    rows = [numbers[i : i + 4] for i in range(0, len(numbers), 4)]
+def configurations(channels: int, taps_row: int, taps_col: int) -> tuple[TileConfiguration, ...]:
+    """The extension's table, with the shared memory that so many channels and taps take."""
+    numbers = _configurations_operator(channels, taps_row, taps_col)
+    rows = [numbers[i : i + 5] for i in range(0, len(numbers), 5)]
     return tuple(
-        TileConfiguration(number, bool(whole), *sizes)
-        for number, (whole, *sizes) in enumerate(rows)
+        TileConfiguration(number, bool(wgmma), bool(whole), *sizes)
+        for number, (wgmma, whole, *sizes) in enumerate(rows)
     )
+
+
+def table_of(problem: Problem) -> tuple[TileConfiguration, ...]:
+    """The extension's table for `problem`."""
+    p = problem
+    return configurations(padded(p.c_in, CHANNEL_MULTIPLE), p.taps_row, p.taps_col)
 
 
 def can_run(problem: Problem) -> str | None:
     """Why the extension cannot run `problem`, or None where it can; see `Backend`."""
     p = problem
-
-    def table() -> tuple[TileConfiguration, ...]:
-        return configurations(padded(p.c_in, CHANNEL_MULTIPLE))
-
     return size_refusal(p.height, p.width) or refusal(
-        (p.c_in, p.c_row, p.c_col), table, p.dtype, p.device
+        (p.c_in, p.c_row, p.c_col), lambda: table_of(p), p.dtype, p.device
     )
+
+
+def whole_images(configuration: TileConfiguration, height: int, width: int) -> int:
+    """Images of a tile of whole images; 0 where the map is too large."""
+    if not configuration.wgmma:
+        return configuration.block_m // (height * width)
+    fits = max(height, width) <= WGMMA_SIDE
+    return configuration.block_m // WGMMA_SIDE**2 if fits else 0
 
 
 def choose(
@@ -62,7 +76,7 @@ def choose(
     """The configuration that should be done first, by arithmetic; see `step_clocks`.
 
     The steps of the centre tap multiply all of a tile's filters, the others half of them. Whole
-    images are loaded by the former alone.
+    images are loaded by the former alone. `table` is of one engine.
     """
     p = problem
     pixels = p.height * p.width
@@ -71,16 +85,17 @@ def choose(
     def clocks(c: TileConfiguration) -> float:
         half = c.block_n // 2
         if c.whole:
-            tiles = -(-p.batch // (c.block_m // pixels))
+            tiles = -(-p.batch // whole_images(c, p.height, p.width))
         else:
             tiles = -(-p.batch * pixels // c.block_m)
         tiles *= -(-max(p.c_row, p.c_col) // half)
-        centre = step_clocks(c.block_m, c.block_n, c.block_m + c.block_n)
-        other = step_clocks(c.block_m, half, half + (0 if c.whole else c.block_m))
+        centre = step_clocks(c.wgmma, c.block_m, c.block_n, c.block_m + c.block_n)
+        other = step_clocks(c.wgmma, c.block_m, half, half + (0 if c.whole else c.block_m))
         return -(-tiles // device.multiprocessors) * (centre + others * other)
 
     def fits(c: TileConfiguration) -> bool:
-        return c.shared_bytes <= device.shared_bytes and not (c.whole and pixels > c.block_m)
+        too_large = c.whole and whole_images(c, p.height, p.width) == 0
+        return c.shared_bytes <= device.shared_bytes and not too_large
 
     return min(filter(fits, table), key=clocks)
 
@@ -107,7 +122,7 @@ def launch_split(
         return
     channels = padded(p.c_in, CHANNEL_MULTIPLE)
     if configuration is None:
-        configuration = choose(configurations(channels), device_limits(p.device), p)
+        configuration = choose(of_engine(table_of(p), p.device), device_limits(p.device), p)
     with destinations(output[:, : p.c_row], output[:, p.c_row :]) as (row, col):
         _out_operator(
             operand(input, channels),
