@@ -280,12 +280,16 @@ def switched_on(capability: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[int, 
     return capability
 
 
+# Of the shared product; the pair has kernels of its own on wgmma, the branches have none.
+ON_BOTH_ENGINES = ("conv2d_act", "grid_reduction", "split_conv2d")
+
+
 @needs_library
 def test_with_the_switch_hopper_has_the_extension(switched_on: tuple[int, int]):
     """For all but the image's three channels; other devices are as they were."""
     own = switched_on in ((10, 0), (10, 3))
     for op, problem in problems(torch.bfloat16):
-        if op == "factorized_conv2d":
+        if op not in ON_BOTH_ENGINES:
             continue
         few = op == "conv2d_act" and problem.c_in <= 8
         assert chosen(op, problem) == ("triton" if own or few else "cuda"), problem
@@ -307,7 +311,7 @@ def tile_of(op: str, problem: Any) -> cuda_launching.TileConfiguration:
 def test_the_engine_does_not_depend_on_the_batch(switched_on: tuple[int, int]):
     """Bits may differ between mma.sync and wgmma; the tiles of either give the same."""
     for op, problem in problems(torch.float16):
-        if op == "factorized_conv2d":
+        if op not in ON_BOTH_ENGINES:
             continue
         tiles = [tile_of(op, problem._replace(batch=batch)) for batch in (1, 2, 7, 256, 100_000)]
         assert {tile.wgmma for tile in tiles} == {switched_on == (9, 0)}, problem
