@@ -437,12 +437,12 @@ def fails(*args, **options):
 
 
 def is_wrong(*args, **options):
-    return torch.zeros(2, 32, 2, 6).to(memory_format=torch.channels_last)
+    return lambda x: torch.zeros(2, 32, 2, 6).to(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(
     ("name", "replacement"),
-    [("pack", fails), ("convolve", fails), ("convolve", is_wrong)],
+    [("pack", fails), ("convolution", fails), ("convolution", is_wrong)],
     ids=["no_reorder", "no_convolution", "wrong_convolution"],
 )
 def test_runs_without_the_operators(name, replacement, monkeypatch):
@@ -466,7 +466,7 @@ def test_the_trial_depends_on_nothing_around_it():
 def test_stays_away_where_onednn_is_switched_off(monkeypatch):
     inputs = kept(integer_conv(SMALL, torch.float32))
     warm(inputs)
-    monkeypatch.setattr(packed_weights, "convolve", fails)
+    monkeypatch.setattr(packed_weights, "convolution", fails)
     with torch.backends.mkldnn.flags(enabled=False):
         result = conv2d_act(*inputs, **geometry(SMALL))
     assert torch.equal(result, conv_oracle(inputs, **geometry(SMALL)).float())

@@ -242,11 +242,11 @@ def test_stays_away_where_onednn_is_switched_off(prepared, monkeypatch):
     x = block.images()
     expected = block(x)
 
-    def convolve(*args, **options):
+    def convolution(*args, **options):
         raise AssertionError("a packed convolution")
 
     with torch.backends.mkldnn.flags(enabled=False), monkeypatch.context() as patch:
-        patch.setattr(packed_weights, "convolve", convolve)
+        patch.setattr(packed_weights, "convolution", convolution)
         torch.testing.assert_close(block(x), expected, rtol=1e-5, atol=1e-5)
     assert len(prepared) == 1
 
@@ -316,13 +316,13 @@ def test_threads():
 def activations(monkeypatch):
     """What packed convolutions were asked to apply."""
     seen = []
-    convolve = packed_weights.convolve
+    convolution = packed_weights.convolution
 
     def recorded(*args, **options):
-        seen.append(options.get("activation", "none"))
-        return convolve(*args, **options)
+        bound = convolution(*args, **options)
+        return lambda x: (seen.append(options.get("activation", "none")), bound(x))[1]
 
-    monkeypatch.setattr(packed_weights, "convolve", recorded)
+    monkeypatch.setattr(packed_weights, "convolution", recorded)
     return seen
 
 

@@ -17,7 +17,6 @@ same numbers.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -42,7 +41,7 @@ from fused_inception.blocks.plan import (
 )
 from fused_inception.ops.common import packed_weights
 from fused_inception.ops.common.geometry import conv_output_size, empty_channels_last
-from fused_inception.ops.common.relu import relu, relu_, relu_into
+from fused_inception.ops.common.relu import rectifier
 from fused_inception.ops.conv2d_act.aten import conv2d_act
 from fused_inception.ops.factorized_conv2d.aten import same_padding
 from fused_inception.ops.pool2d import aten as pools
@@ -93,6 +92,12 @@ class Program:
 
     def __call__(self, input: Tensor, output: Tensor) -> Tensor:
         """Writes the block's output, and returns it."""
+        if torch.is_grad_enabled():  # a bare operator may be called where autograd records
+            with torch.no_grad():
+                return self._run(input, output)
+        return self._run(input, output)
+
+    def _run(self, input: Tensor, output: Tensor) -> Tensor:
         maps: Maps = dict(zip(self._parts, output.split_with_sizes(self._channels, 1), strict=True))
         x = maps[INPUT] = input.contiguous(memory_format=torch.channels_last)
         calls = self._calls
@@ -138,6 +143,7 @@ class _Builder:
         self.sums_by_convolution = (
             self.packs and include_pad and self.dtype in (torch.float32, torch.bfloat16)
         )
+        self.rectifier = rectifier(self.dtype, resolved.device.type)
         self.makes_nan = True
         self.holds_weights = not self.packs
 
@@ -214,14 +220,7 @@ class _Builder:
             else:
                 packed = packed_weights.pack(shape, instead.weight, stride, padding)
                 bias = instead.bias
-            return functools.partial(
-                packed_weights.convolve,
-                packed=packed,
-                bias=bias,
-                stride=stride,
-                padding=padding,
-                activation=activation,
-            )
+            return packed_weights.convolution(packed, bias, stride, padding, activation=activation)
         self.holds_weights = True
         return lambda x: conv2d_act(x, kept, bias, stride, padding, activation)
 
@@ -234,9 +233,19 @@ class _Builder:
             conv = self.conv(self.shapes[source], name, activation="relu", **options)
             return lambda maps: maps.update({target: conv(maps[source])})
         conv = self.conv(self.shapes[source], name, **options)
-        if target in self.places:
-            return lambda maps: _into(maps, target, conv(maps[source]))
-        return lambda maps: maps.update({target: relu_(conv(maps[source]))})
+        return self.into(target, lambda maps: conv(maps[source]))
+
+    def into(self, target: str, values: Callable[[Maps], Tensor]) -> Call:
+        # relu(values) as the map `target`.
+        _, in_place, into = self.rectifier
+
+        def place(maps: Maps) -> None:
+            into(values(maps), maps[target])
+
+        def keep(maps: Maps) -> None:
+            maps[target] = in_place(values(maps))
+
+        return place if target in self.places else keep
 
     def siblings(self, step: Conv) -> Call:
         name, source = step.weights[0], step.source
@@ -244,18 +253,26 @@ class _Builder:
             return self.rectified(source, name, step.roles[0], halves=step.halves, pads=step.pads)
         filters = [self.shapes[role][1] for role in step.roles]
         conv = self.conv(self.shapes[source], name, instead=self.ninth_of_raw(step))
-        raw = self.plan.raw
-        places = self.places
+        new, _, into = self.rectifier
+
+        def as_it_is(maps: Maps, role: str, part: Tensor) -> None:
+            maps[role] = part
+
+        def place(maps: Maps, role: str, part: Tensor) -> None:
+            into(part, maps[role])
+
+        def keep(maps: Maps, role: str, part: Tensor) -> None:
+            maps[role] = new(part)
+
+        takes = [
+            (role, as_it_is if role in self.plan.raw else place if role in self.places else keep)
+            for role in step.roles
+        ]
 
         def call(maps: Maps) -> None:
             parts = conv(maps[source]).split_with_sizes(filters, 1)
-            for role, part in zip(step.roles, parts, strict=True):
-                if role in raw:
-                    maps[role] = part
-                elif role in places:
-                    relu_into(part, maps[role])
-                else:
-                    maps[role] = relu(part)
+            for (role, take), part in zip(takes, parts, strict=True):
+                take(maps, role, part)
 
         return call
 
@@ -279,10 +296,8 @@ class _Builder:
         n, _, rows, columns = self.shapes[step.source]
         shape = (n, self.weights[step.first].shape[0], rows, columns)
         second = self.conv(shape, step.second)
-        source, target = step.source, step.second
-        if target in self.places:
-            return lambda maps: _into(maps, target, second(relu_(first(maps[source]))))
-        return lambda maps: maps.update({target: relu_(second(relu_(first(maps[source]))))})
+        source, relu_ = step.source, self.rectifier.in_place
+        return self.into(step.second, lambda maps: second(relu_(first(maps[source]))))
 
     def reduction(self, convs: Sequence[tuple[str, str]], source: str, pool: str) -> Call:
         # Convolutions (map, name) and a max pool, all halving.
@@ -299,12 +314,13 @@ class _Builder:
         shape = self.shapes[step.source]
         row, col = self.conv(shape, step.row), self.conv(shape, step.col)
         filters = [self.weights[name].shape[0] for name in (step.row, step.col)]
+        into = self.rectifier.into
 
         def call(maps: Maps) -> None:
             x = maps[step.source]
             row_place, col_place = maps[step.target].split_with_sizes(filters, 1)
-            relu_into(row(x), row_place)
-            relu_into(col(x), col_place)
+            into(row(x), row_place)
+            into(col(x), col_place)
 
         return call
 
@@ -351,16 +367,5 @@ class _Builder:
         channels = shape[1]
         ones = self.weights[self.plan.weight_names[0]].new_ones(channels, 1, *_WINDOW)
         packed = packed_weights.pack(shape, ones, stride, padding, groups=channels)
-        sums = functools.partial(
-            packed_weights.convolve,
-            packed=packed,
-            bias=bias,
-            stride=stride,
-            padding=padding,
-            groups=channels,
-        )
-        return lambda maps: _into(maps, target, sums(maps[source]))
-
-
-def _into(maps: Maps, target: str, values: Tensor) -> None:
-    relu_into(values, maps[target])
+        sums = packed_weights.convolution(packed, bias, stride, padding, groups=channels)
+        return self.into(target, lambda maps: sums(maps[source]))

@@ -25,7 +25,7 @@ turns NaN into 0, and is used only where there can be none.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -95,7 +95,7 @@ def conv2d(
     if packed is None:
         channels_last = weight.contiguous(memory_format=torch.channels_last)
         return F.conv2d(input, channels_last, bias, tuple(stride), tuple(padding))
-    return convolve(input, packed, bias, stride, padding)
+    return convolution(packed, bias, stride, padding)(input)
 
 
 def is_packed(weight: torch.Tensor) -> bool:
@@ -152,23 +152,23 @@ def pack(
     return packed
 
 
-def convolve(
-    input: torch.Tensor,
+def convolution(
     packed: torch.Tensor,
     bias: torch.Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
     groups: int = 1,
     activation: str = "none",
-) -> torch.Tensor:
-    """The convolution of an input of the shape that the weight was packed for, in channels_last.
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The convolution of inputs of the shape that the weight was packed for, in channels_last.
 
     `activation` may be "relu" where no sum is NaN: oneDNN's turns NaN into 0.
     """
-    out: torch.Tensor = torch.ops.mkldnn._convolution_pointwise.default(
-        input, packed, bias, padding, stride, _DILATION, groups, activation, [], ""
+    operator: Any = torch.ops.mkldnn._convolution_pointwise.default
+    scalars: list[float] = []
+    return lambda x: operator(
+        x, packed, bias, padding, stride, _DILATION, groups, activation, scalars, ""
     )
-    return out
 
 
 @functools.cache
@@ -195,7 +195,7 @@ def can_pack(dtype: torch.dtype) -> bool:
                 and out.is_contiguous(memory_format=torch.channels_last)
                 and torch.equal(out, F.relu(expected) if activation == "relu" else expected)
                 for activation in ("none", "relu")
-                for out in (convolve(input, packed, shift, stride, padding, groups, activation),)
+                for out in (convolution(packed, shift, stride, padding, groups, activation)(input),)
             )
 
         try:

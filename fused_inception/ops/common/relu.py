@@ -8,48 +8,61 @@ AVX-512 instruction, in a third to a quarter of the time. Zero comes out as +0.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 # Bits of -inf.
 _NEGATIVE_INFINITY = {torch.float16: -0x0400, torch.bfloat16: -0x0080}
 
 
-def _by_bits(tensor: torch.Tensor) -> int | None:
-    # The bits of -inf where the integers may be compared; not where the operation is recorded.
-    if (
-        tensor.device.type != "cpu"
-        or torch.compiler.is_compiling()
-        or (tensor.requires_grad and torch.is_grad_enabled())
-    ):
-        return None
-    return _NEGATIVE_INFINITY.get(tensor.dtype)
+class Rectifier(NamedTuple):
+    """ReLU of one dtype on one kind of device, where autograd does not record.
+
+    Attributes:
+        new: `F.relu`; dense, the dimensions in memory in the order of those of its argument.
+        in_place: `F.relu_`.
+        into: `F.relu` of the first tensor written to the second, of the same shape and any strides.
+    """
+
+    new: Callable[[Tensor], Tensor]
+    in_place: Callable[[Tensor], Tensor]
+    into: Callable[[Tensor, Tensor], Tensor]
 
 
-def relu_(tensor: torch.Tensor) -> torch.Tensor:
-    """`F.relu_(tensor)`."""
-    bits = _by_bits(tensor)
+@functools.cache
+def rectifier(dtype: torch.dtype, device_type: str) -> Rectifier:
+    """The ReLU of `dtype` on devices of a type."""
+    bits = _NEGATIVE_INFINITY.get(dtype) if device_type == "cpu" else None
     if bits is None:
+        # F.relu has no `out`; it is this clamp, special values included.
+        return Rectifier(torch.relu, torch.relu_, lambda x, out: torch.clamp_min(x, 0, out=out))
+    integer, threshold = torch.int16, torch.threshold
+
+    def in_place(x: Tensor) -> Tensor:
+        torch.threshold_(x.view(integer), bits, 0)
+        return x
+
+    def into(x: Tensor, out: Tensor) -> Tensor:
+        threshold(x.view(integer), bits, 0, out=out.view(integer))
+        return out
+
+    return Rectifier(lambda x: threshold(x.view(integer), bits, 0).view(dtype), in_place, into)
+
+
+def relu_(tensor: Tensor) -> Tensor:
+    """`F.relu_(tensor)`, also where it is recorded or compiled."""
+    if torch.compiler.is_compiling() or (tensor.requires_grad and torch.is_grad_enabled()):
         return F.relu_(tensor)
-    torch.threshold_(tensor.view(torch.int16), bits, 0)
-    return tensor
+    return rectifier(tensor.dtype, tensor.device.type).in_place(tensor)
 
 
-def relu(tensor: torch.Tensor) -> torch.Tensor:
-    """`F.relu(tensor)`: dense, its dimensions in memory in the order of those of `tensor`."""
-    bits = _by_bits(tensor)
-    if bits is None:
-        return F.relu(tensor)
-    return torch.threshold(tensor.view(torch.int16), bits, 0).view(tensor.dtype)
-
-
-def relu_into(tensor: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+def relu_into(tensor: Tensor, out: Tensor) -> Tensor:
     """`F.relu(tensor)` written to `out`, of the same shape and any strides; returns `out`."""
-    bits = _by_bits(tensor)
     # Gradients are attached outside the operators; a call of a bare one may still be recording.
     with torch.no_grad():
-        if bits is None:
-            # F.relu has no `out`; it is this clamp, special values included.
-            return torch.clamp_min(tensor, 0, out=out)
-        torch.threshold(tensor.view(torch.int16), bits, 0, out=out.view(torch.int16))
-    return out
+        return rectifier(tensor.dtype, tensor.device.type).into(tensor, out)
