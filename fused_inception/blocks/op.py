@@ -164,7 +164,9 @@ class BlockOp:
         batch, images = input.shape[0], self._images_at_a_time(input)
         functions = {}
         for count in {min(images, batch - first) for first in range(0, max(batch, 1), images)}:
-            part = _check(self.plan, input[:count], weights, biases, resolve_cached)
+            part = resolved
+            if count < batch:
+                part = _check(self.plan, input[:count], weights, biases, resolve_cached)
             functions[count] = chosen.run(part, weights, biases, include_pad)
         call = PreparedCall(resolved.output_shape, images, functions)
         if all(isinstance(f, Program) and f.may_be_kept for f in functions.values()):
