@@ -212,7 +212,7 @@ LAYOUTS = {
     "smallest": lambda m: images(batch=1, height=m, width=m),
     "flat": lambda m: images(batch=5, height=m + 1, width=17),
     "17x17": lambda m: images(height=17, width=17),
-    "permuted": lambda m: torch.randn(2, 9, 7, CHANNELS).permute(0, 3, 1, 2),
+    "permuted": lambda m: images().permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
 }
 
 
