@@ -435,22 +435,27 @@ __device__ __forceinline__ void wgmma_finish(float (&d)[kRegisters]) {
 template <typename element_t, int kRegisters>
 struct Wgmma;
 
-#define FUSED_INCEPTION_WGMMA(element_t, type, n, registers, operands, a, b, p)                   \
-  template <>                                                                                     \
-  struct Wgmma<element_t, n / 2> {                                                                \
-    __device__ __forceinline__ static void issue(float (&d)[n / 2],                               \
-                                                 uint64_t descriptor_a,                           \
-                                                 uint64_t descriptor_b,                           \
-                                                 bool accumulate) {                               \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" p                                         \
-                   ", 0;\n"                                                                       \
-                   "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" registers \
-                   "}, %" a ", %" b ", p, 1, 1, 0, 0;\n}"                                         \
-                   : operands                                                                     \
-                   : "l"(descriptor_a), "l"(descriptor_b), "r"(static_cast<int>(accumulate))      \
-                   : "memory");                                                                   \
-    }                                                                                             \
+#define FUSED_INCEPTION_WGMMA_OF(element_t, type, n, r, b, p)                                 \
+  template <>                                                                                 \
+  struct Wgmma<element_t, n / 2> {                                                            \
+    __device__ __forceinline__ static void issue(float (&d)[n / 2],                           \
+                                                 uint64_t descriptor_a,                       \
+                                                 uint64_t descriptor_b,                       \
+                                                 bool accumulate) {                           \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" p                                     \
+                   ", 0;\n"                                                                   \
+                   "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type            \
+                   " {" FUSED_INCEPTION_REGISTERS_##r "}, %" #r ", %" b ", p, 1, 1, 0, 0;\n}" \
+                   : FUSED_INCEPTION_OPERANDS_##r(0)                                          \
+                   : "l"(descriptor_a), "l"(descriptor_b), "r"(static_cast<int>(accumulate))  \
+                   : "memory");                                                               \
+    }                                                                                         \
   };
+
+// Both element types; sums in r registers, followed by the operands a, b and p.
+#define FUSED_INCEPTION_WGMMA(n, r, b, p)              \
+  FUSED_INCEPTION_WGMMA_OF(Float16, "f16", n, r, b, p) \
+  FUSED_INCEPTION_WGMMA_OF(BFloat16, "bf16", n, r, b, p)
 
 #define FUSED_INCEPTION_OPERANDS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define FUSED_INCEPTION_OPERANDS_8(i) \
@@ -506,136 +511,17 @@ struct Wgmma;
   "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, " \
   "%90, %91, %92, %93, %94, %95"
 
-FUSED_INCEPTION_WGMMA(Float16,
-                      "f16",
-                      32,
-                      FUSED_INCEPTION_REGISTERS_16,
-                      FUSED_INCEPTION_OPERANDS_16(0),
-                      "16",
-                      "17",
-                      "18")
-FUSED_INCEPTION_WGMMA(Float16,
-                      "f16",
-                      48,
-                      FUSED_INCEPTION_REGISTERS_24,
-                      FUSED_INCEPTION_OPERANDS_24(0),
-                      "24",
-                      "25",
-                      "26")
-FUSED_INCEPTION_WGMMA(Float16,
-                      "f16",
-                      64,
-                      FUSED_INCEPTION_REGISTERS_32,
-                      FUSED_INCEPTION_OPERANDS_32(0),
-                      "32",
-                      "33",
-                      "34")
-FUSED_INCEPTION_WGMMA(Float16,
-                      "f16",
-                      80,
-                      FUSED_INCEPTION_REGISTERS_40,
-                      FUSED_INCEPTION_OPERANDS_40(0),
-                      "40",
-                      "41",
-                      "42")
-FUSED_INCEPTION_WGMMA(Float16,
-                      "f16",
-                      96,
-                      FUSED_INCEPTION_REGISTERS_48,
-                      FUSED_INCEPTION_OPERANDS_48(0),
-                      "48",
-                      "49",
-                      "50")
-FUSED_INCEPTION_WGMMA(Float16,
-                      "f16",
-                      128,
-                      FUSED_INCEPTION_REGISTERS_64,
-                      FUSED_INCEPTION_OPERANDS_64(0),
-                      "64",
-                      "65",
-                      "66")
-FUSED_INCEPTION_WGMMA(Float16,
-                      "f16",
-                      160,
-                      FUSED_INCEPTION_REGISTERS_80,
-                      FUSED_INCEPTION_OPERANDS_80(0),
-                      "80",
-                      "81",
-                      "82")
-FUSED_INCEPTION_WGMMA(Float16,
-                      "f16",
-                      192,
-                      FUSED_INCEPTION_REGISTERS_96,
-                      FUSED_INCEPTION_OPERANDS_96(0),
-                      "96",
-                      "97",
-                      "98")
-FUSED_INCEPTION_WGMMA(BFloat16,
-                      "bf16",
-                      32,
-                      FUSED_INCEPTION_REGISTERS_16,
-                      FUSED_INCEPTION_OPERANDS_16(0),
-                      "16",
-                      "17",
-                      "18")
-FUSED_INCEPTION_WGMMA(BFloat16,
-                      "bf16",
-                      48,
-                      FUSED_INCEPTION_REGISTERS_24,
-                      FUSED_INCEPTION_OPERANDS_24(0),
-                      "24",
-                      "25",
-                      "26")
-FUSED_INCEPTION_WGMMA(BFloat16,
-                      "bf16",
-                      64,
-                      FUSED_INCEPTION_REGISTERS_32,
-                      FUSED_INCEPTION_OPERANDS_32(0),
-                      "32",
-                      "33",
-                      "34")
-FUSED_INCEPTION_WGMMA(BFloat16,
-                      "bf16",
-                      80,
-                      FUSED_INCEPTION_REGISTERS_40,
-                      FUSED_INCEPTION_OPERANDS_40(0),
-                      "40",
-                      "41",
-                      "42")
-FUSED_INCEPTION_WGMMA(BFloat16,
-                      "bf16",
-                      96,
-                      FUSED_INCEPTION_REGISTERS_48,
-                      FUSED_INCEPTION_OPERANDS_48(0),
-                      "48",
-                      "49",
-                      "50")
-FUSED_INCEPTION_WGMMA(BFloat16,
-                      "bf16",
-                      128,
-                      FUSED_INCEPTION_REGISTERS_64,
-                      FUSED_INCEPTION_OPERANDS_64(0),
-                      "64",
-                      "65",
-                      "66")
-FUSED_INCEPTION_WGMMA(BFloat16,
-                      "bf16",
-                      160,
-                      FUSED_INCEPTION_REGISTERS_80,
-                      FUSED_INCEPTION_OPERANDS_80(0),
-                      "80",
-                      "81",
-                      "82")
-FUSED_INCEPTION_WGMMA(BFloat16,
-                      "bf16",
-                      192,
-                      FUSED_INCEPTION_REGISTERS_96,
-                      FUSED_INCEPTION_OPERANDS_96(0),
-                      "96",
-                      "97",
-                      "98")
+FUSED_INCEPTION_WGMMA(32, 16, "17", "18")
+FUSED_INCEPTION_WGMMA(48, 24, "25", "26")
+FUSED_INCEPTION_WGMMA(64, 32, "33", "34")
+FUSED_INCEPTION_WGMMA(80, 40, "41", "42")
+FUSED_INCEPTION_WGMMA(96, 48, "49", "50")
+FUSED_INCEPTION_WGMMA(128, 64, "65", "66")
+FUSED_INCEPTION_WGMMA(160, 80, "81", "82")
+FUSED_INCEPTION_WGMMA(192, 96, "97", "98")
 
 #undef FUSED_INCEPTION_WGMMA
+#undef FUSED_INCEPTION_WGMMA_OF
 #undef FUSED_INCEPTION_OPERANDS_4
 #undef FUSED_INCEPTION_OPERANDS_8
 #undef FUSED_INCEPTION_OPERANDS_16

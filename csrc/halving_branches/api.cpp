@@ -116,7 +116,7 @@ void halving_branches_cuda_out(std::vector<Tensor> inputs,
                 });
 }
 
-// Three numbers a configuration: pixels and filters of its tile, and bytes of shared memory.
+// Four numbers a configuration: see `tile_numbers`.
 std::vector<int64_t> halving_branches_cuda_configurations() {
   return tile_numbers(kHalvingBranchesConfigurations);
 }
