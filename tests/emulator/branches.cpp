@@ -51,20 +51,7 @@ int main(int argc, char** argv) {
   const driver::Buffer output(
       "output", static_cast<size_t>(arguments.number("output_bytes")), driver::Access::kWrite);
   auto* target = static_cast<uint16_t*>(output.get());
-  const bool bfloat16 = arguments.text("dtype") == "bfloat16";
-#ifdef __SANITIZE_ADDRESS__
-  // One element type is half the time to compile.
-  if (!bfloat16) driver::die("built for bfloat16 only");
-  const device::Status status = run<BFloat16>(arguments, target);
-#else
-  const device::Status status =
-      bfloat16 ? run<BFloat16>(arguments, target) : run<Float16>(arguments, target);
-#endif
-  if (status == device::kInvalidValue) {
-    std::printf("refused\n");
-    return 1;
-  }
-  const int result = driver::report();
-  output.save(arguments.text("output"));
-  return result;
+  const device::Status status = driver::with_element(
+      arguments, [&](auto element) { return run<decltype(element)>(arguments, target); });
+  return driver::finish(arguments, output, status == device::kInvalidValue);
 }

@@ -124,19 +124,7 @@ int main(int argc, char** argv) {
       "output", static_cast<size_t>(arguments.number("output_bytes")), driver::Access::kWrite);
   const Operands operands = {
       arguments, driver::input_map(arguments, 2), static_cast<uint16_t*>(output.get())};
-  const bool bfloat16 = arguments.text("dtype") == "bfloat16";
-#ifdef __SANITIZE_ADDRESS__
-  // One element type is half the time to compile.
-  if (!bfloat16) driver::die("built for bfloat16 only");
-  const device::Status status = run<BFloat16>(operands);
-#else
-  const device::Status status = bfloat16 ? run<BFloat16>(operands) : run<Float16>(operands);
-#endif
-  if (status == device::kInvalidValue) {
-    std::printf("refused\n");
-    return 1;
-  }
-  const int result = driver::report();
-  output.save(arguments.text("output"));
-  return result;
+  const device::Status status = driver::with_element(
+      arguments, [&](auto element) { return run<decltype(element)>(operands); });
+  return driver::finish(arguments, output, status == device::kInvalidValue);
 }

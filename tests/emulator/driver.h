@@ -5,6 +5,8 @@
 // where the same kernels run on a device.
 #pragma once
 
+#include "common/element.h"
+
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -152,5 +154,30 @@ class Buffer {
   size_t bytes_;
   void* pointer_;
 };
+
+// Calls `function` with a value of the 16-bit element type that the argument dtype names.
+template <typename Function>
+auto with_element(const Arguments& arguments, const Function& function) {
+  const bool bfloat16 = arguments.text("dtype") == "bfloat16";
+#ifdef __SANITIZE_ADDRESS__
+  // One element type is half the time to compile.
+  if (!bfloat16) die("built for bfloat16 only");
+  return function(fused_inception::BFloat16{});
+#else
+  return bfloat16 ? function(fused_inception::BFloat16{}) : function(fused_inception::Float16{});
+#endif
+}
+
+// After a launch that may have been refused: prints what happened and saves the output; the
+// program's exit status.
+inline int finish(const Arguments& arguments, const Buffer& output, bool refused) {
+  if (refused) {
+    std::printf("refused\n");
+    return 1;
+  }
+  const int result = report();
+  output.save(arguments.text("output"));
+  return result;
+}
 
 }  // namespace driver

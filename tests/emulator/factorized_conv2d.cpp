@@ -65,26 +65,12 @@ int main(int argc, char** argv) {
             .get();
   }
 
-  const auto launch = [&](auto element) {
+  const device::Status status = driver::with_element(arguments, [&](auto element) {
     using Element = decltype(element);
     return configuration < kNumSm80Configurations
                ? launch_factorized_conv2d<Element>(params, configuration, nullptr)
                : launch_factorized_conv2d_sm90<Element>(
                      params, configuration - kNumSm80Configurations, nullptr);
-  };
-  const bool bfloat16 = arguments.text("dtype") == "bfloat16";
-#ifdef __SANITIZE_ADDRESS__
-  // One element type is half the time to compile.
-  if (!bfloat16) driver::die("built for bfloat16 only");
-  const device::Status status = launch(BFloat16{});
-#else
-  const device::Status status = bfloat16 ? launch(BFloat16{}) : launch(Float16{});
-#endif
-  if (status == device::kInvalidValue) {
-    std::printf("refused\n");
-    return 1;
-  }
-  const int result = driver::report();
-  output.save(arguments.text("output"));
-  return result;
+  });
+  return driver::finish(arguments, output, status == device::kInvalidValue);
 }
