@@ -21,7 +21,8 @@ from pathlib import Path
 import triton
 
 from tests.emulator import branches, convolutions, pools, programs
-from tests.emulator.pair import Configuration, configurations
+from tests.emulator.maps import Configuration
+from tests.emulator.pair import configurations
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")

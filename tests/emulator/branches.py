@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from fused_inception.ops.common.geometry import conv_output_size
 from tests.branch_cases import BranchInputs
-from tests.emulator import programs
-from tests.emulator.convolutions import Configuration, SegmentPlace
+from tests.emulator import maps, programs
+from tests.emulator.convolutions import SegmentPlace
+from tests.emulator.maps import Configuration
 from tests.emulator.pair import channels_last, padded
-from tests.emulator.programs import HOOKED, Report, Variant
+from tests.emulator.programs import Report
 
 PROGRAM = "branches"
 OP = "halving_branches"
@@ -26,8 +26,7 @@ OP = "halving_branches"
 
 def configurations() -> list[Configuration]:
     """The table of configurations."""
-    lines = programs.run_lines(programs.build(PROGRAM), list=1)
-    return [Configuration(name, *map(int, sizes)) for name, *sizes in map(str.split, lines)]
+    return maps.configurations(programs.run_lines(programs.build(PROGRAM), list=1))
 
 
 def run_branches(
@@ -37,16 +36,13 @@ def run_branches(
     *,
     offsets: Sequence[int] = (),
     out_channels: int | None = None,
-    variant: Variant = HOOKED,
-    binary: Path | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, Report]:
     sizes = [padded(part) for part in part_sizes(inputs)]
     offsets = offsets or [0, *accumulate(sizes[:-1])]
     out_channels = out_channels or max(o + n for o, n in zip(offsets, sizes, strict=True))
-    batch, channels, height, width = inputs.input.shape
+    channels = inputs.input.shape[1]
     kernel = inputs.convs[0].weight.shape[2]
-    out_height, out_width = (conv_output_size(size, kernel, 2, 0) for size in (height, width))
     files = {"input": channels_last(inputs.input, padded(channels))}
     arguments: dict[str, Any] = {"channels": padded(channels), "pooled": offsets[-1]}
     for i, (conv, offset) in enumerate(zip(inputs.convs, offsets, strict=False)):
@@ -57,35 +53,20 @@ def run_branches(
             files[f"bias{i}"] = conv.bias
         arguments[f"channels{i}"] = stored
         arguments[f"place{i}"] = str(SegmentPlace(conv.weight.shape[0], offset))
-    output = folder / "output"
-    output.unlink(missing_ok=True)
-    report = programs.run(
-        binary or programs.build(PROGRAM, variant),
-        **{name: programs.save(tensor, folder / name) for name, tensor in files.items()},
-        **arguments,
+    return maps.run_map(
+        PROGRAM,
+        folder,
+        inputs.input,
+        files,
+        (kernel, kernel),
+        (2, 2),
+        (0, 0),
+        out_channels,
         branches=len(inputs.convs),
         configuration=configuration,
-        batch=batch,
-        height=height,
-        width=width,
-        out_height=out_height,
-        out_width=out_width,
-        rows=kernel,
-        columns=kernel,
-        step_h=2,
-        step_w=2,
-        pad_h=0,
-        pad_w=0,
-        out_channels=out_channels,
-        output=output,
-        output_bytes=2 * batch * out_height * out_width * out_channels,
-        dtype=str(inputs.input.dtype).removeprefix("torch."),
+        **arguments,
         **options,
     )
-    if not output.exists():
-        return torch.empty(0, dtype=inputs.input.dtype), report
-    result = programs.load(output, inputs.input.dtype)
-    return result.view(batch, out_height, out_width, out_channels).permute(0, 3, 1, 2), report
 
 
 def part_sizes(inputs: BranchInputs) -> list[int]:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fused_inception.ops.common.geometry import conv_output_size
 from fused_inception.testing import (
     ConvInputs,
     ConvShape,
@@ -22,32 +21,20 @@ from fused_inception.testing import (
     SplitInputs,
     SplitShape,
 )
-from tests.emulator import programs
+from tests.emulator import maps, programs
+from tests.emulator.maps import Configuration, Pair
 from tests.emulator.pair import channels_last, padded
-from tests.emulator.programs import HOOKED, Report, Variant
+from tests.emulator.programs import Report
 
 PROGRAM = "convolutions"
 OPS = ("conv2d_act", "grid_reduction", "split_conv2d")
 
 
-class Configuration(NamedTuple):
-    """A row of the tables in csrc/<op>/configuration.h, those of sm_90a last."""
-
-    name: str
-    threads: int
-    min_blocks: int  # resident on a multiprocessor, by registers
-    shared_bytes: int
-
-    @property
-    def sm90(self) -> bool:
-        return self.name.startswith("sm90")
-
-
 def configurations(op: str, channels: int) -> list[Configuration]:
     """The table of `op`, with the shared memory that `channels` channels take."""
     lines = programs.run_lines(programs.build(PROGRAM), list=channels)
-    rows = [line.split() for line in lines]
-    return [Configuration(name, *map(int, sizes)) for of, name, *sizes in rows if of == op]
+    rows = [line.partition(" ") for line in lines]
+    return maps.configurations([row for of, _, row in rows if of == op])
 
 
 class SegmentPlace(NamedTuple):
@@ -160,54 +147,31 @@ def _run(
     op: str,
     input: torch.Tensor,
     operands: Mapping[str, torch.Tensor | None],
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
     places: Mapping[str, object],
     channels_needed: int,
     *,
     out_channels: int | None = None,
-    variant: Variant = HOOKED,
-    binary: Path | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, Report]:
-    batch, channels, height, width = input.shape
-    channels = padded(channels)
-    out_height, out_width = (
-        conv_output_size(size, taps, step, pad)
-        for size, taps, step, pad in zip((height, width), kernel, stride, padding, strict=True)
-    )
-    out_channels = out_channels or channels_needed
+    channels = padded(input.shape[1])
     files = {"input": channels_last(input, channels)}
     for name, tensor in operands.items():
         if tensor is not None:
             files[name] = channels_last(tensor, channels) if tensor.dim() == 4 else tensor
-    output = folder / "output"
-    output.unlink(missing_ok=True)
-    report = programs.run(
-        binary or programs.build(PROGRAM, variant),
+    return maps.run_map(
+        PROGRAM,
+        folder,
+        input,
+        files,
+        kernel,
+        stride,
+        padding,
+        out_channels or channels_needed,
         op=op,
-        **{name: programs.save(tensor, folder / name) for name, tensor in files.items()},
-        **places,
-        batch=batch,
         channels=channels,
-        height=height,
-        width=width,
-        out_height=out_height,
-        out_width=out_width,
-        rows=kernel[0],
-        columns=kernel[1],
-        step_h=stride[0],
-        step_w=stride[1],
-        pad_h=padding[0],
-        pad_w=padding[1],
-        out_channels=out_channels,
-        output=output,
-        output_bytes=2 * batch * out_height * out_width * out_channels,
-        dtype=str(input.dtype).removeprefix("torch."),
+        **places,
         **options,
     )
-    if not output.exists():
-        return torch.empty(0, dtype=input.dtype), report
-    result = programs.load(output, input.dtype).view(batch, out_height, out_width, out_channels)
-    return result.permute(0, 3, 1, 2), report

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from fused_inception.testing import PairInputs, PairShape
-from tests.emulator import programs
+from tests.emulator import maps, programs
+from tests.emulator.maps import Configuration
 from tests.emulator.programs import HOOKED, Report, Variant
 
 PROGRAM = "factorized_conv2d"
@@ -26,30 +27,13 @@ def channels_last(tensor: torch.Tensor, channels: int) -> torch.Tensor:
     return out
 
 
-class Configuration(NamedTuple):
-    """A row of the tables in csrc/factorized_conv2d/configuration.h, those of sm_90a last."""
-
-    name: str
-    threads: int
-    min_blocks: int  # resident on a multiprocessor, by registers
-    shared_bytes: int
-
-    @property
-    def bands(self) -> bool:
-        return self.name.startswith("bands")
-
-    @property
-    def sm90(self) -> bool:
-        return self.name.startswith("sm90")
-
-
 def configurations(c_mid: int, binary: Path | None = None) -> list[Configuration]:
     """The tables, with the shared memory that `c_mid` channels take.
 
     That of sm_90a is for maps of 17x17, 7 taps and as many input channels.
     """
     lines = programs.run_lines(binary or programs.build("configurations"), c_mid=c_mid)
-    return [Configuration(name, *map(int, sizes)) for name, *sizes in map(str.split, lines)]
+    return maps.configurations(lines)
 
 
 def run_pair(
