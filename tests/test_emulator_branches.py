@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,8 +24,9 @@ from tests.emulator.convolutions import run_conv
 from tests.emulator.pair import padded
 from tests.emulator.pools import run_pool
 from tests.emulator.programs import SANITIZED, Report
+from tests.pool_cases import special_maps
 from tests.test_emulator_convolutions import DTYPES, LIMIT_99_KB
-from tests.test_emulator_pools import assert_same_memory, special_maps
+from tests.test_emulator_pools import assert_same_memory
 
 pytestmark = pytest.mark.skipif(
     programs.refusal() is not None, reason=f"emulator: {programs.refusal()}"
@@ -124,7 +124,7 @@ def test_special_values(configuration: int, dtype: str, tmp_path: Path):
     shape = BranchShape(3, 9, 8, ((16, 8), (8, 8)), 20)
     inputs = whole_numbers(shape, dtype)
     inputs.convs[1].input[1, 3, 4, 2] = math.nan
-    inputs.input.copy_(special_maps(dtype)[0])
+    inputs.input.copy_(special_maps(DTYPES[dtype])["special"])
     got = checked(inputs, run_branches(tmp_path, inputs, configuration))
     want = expected(inputs)
     assert_same_memory(got[:, :8], want[:, :8])
@@ -197,19 +197,14 @@ def test_every_synchronizing_call_matters(tmp_path: Path):
     problems = [whole_numbers(shape, "fp16") for shape in shapes]
     _, report = run_branches(tmp_path, problems[0], 2)
 
-    def noticed(**mutation: Any) -> bool:
+    def noticed(mutate: str, weaken: int) -> bool:
         for inputs in problems:
             for schedule in ("lazy", "eager"):
-                output, mutant = run_branches(tmp_path, inputs, 2, schedule=schedule, **mutation)
+                options = {"schedule": schedule, "mutate": mutate, "weaken": weaken}
+                output, mutant = run_branches(tmp_path, inputs, 2, **options)
                 if mutant.fault or not torch.equal(parts(inputs, output), expected(inputs)):
                     return True
         return False
 
     assert report.sites
-    survivors = {
-        f"{programs.source_line(site, OP)} weakened by {weaken}"
-        for site, primitive in report.sites.items()
-        for weaken in ((0, 1) if primitive == "cp_async_wait" else (0,))
-        if not noticed(mutate=site, weaken=weaken)
-    }
-    assert survivors == set()
+    assert programs.survivors(report, OP, noticed) == set()

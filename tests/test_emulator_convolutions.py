@@ -487,13 +487,7 @@ def test_every_synchronizing_call_matters(op: str, configuration: int, tmp_path:
         return False
 
     assert report.sites
-    survivors = {
-        f"{programs.source_line(site, op)} weakened by {weaken}"
-        for site, primitive in report.sites.items()
-        for weaken in ((0, 1) if primitive in ("cp_async_wait", "wgmma_wait") else (0,))
-        if not noticed(site, weaken)
-    }
-    assert survivors == set(EXPLAINED)
+    assert programs.survivors(report, op, noticed) == set(EXPLAINED)
 
 
 # What is said of a kernel on wgmma without one of its calls, the first of this name.

@@ -77,7 +77,7 @@ def test_branches_agree(configuration: int, dtype: str, tmp_path: Path):
 def test_a_pool_agrees(form: int, dtype: str, tmp_path: Path):
     """Bit by bit, also where the values are special ones."""
     device = programs.build_for_device(POOLS)
-    for x in (*(pools.maps(shape, dtype) for shape in pools.SHAPES), *pools.special_maps(dtype)):
+    for x in (*(pools.maps(shape, dtype) for shape in pools.SHAPES), *pools.edges(dtype)):
         options = pools.options_of(form, dtype, x.shape[1])
         windows = pools.WINDOWS if form != pools.GLOBAL else [(x.shape[2:],)]
         for window in windows:

@@ -339,10 +339,4 @@ def test_every_synchronizing_call_matters(configuration: int, tmp_path: Path):
                     return True
         return False
 
-    survivors = {
-        f"{programs.source_line(site, 'factorized_conv2d')} weakened by {weaken}"
-        for site, primitive in report.sites.items()
-        for weaken in ((0, 1) if primitive in ("cp_async_wait", "wgmma_wait") else (0,))
-        if not noticed(site, weaken)
-    }
-    assert survivors == set(EXPLAINED)
+    assert programs.survivors(report, "factorized_conv2d", noticed) == set(EXPLAINED)

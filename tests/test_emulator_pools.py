@@ -21,6 +21,7 @@ from fused_inception.ops.pool2d import cuda_launch
 from tests.emulator import programs
 from tests.emulator.pools import OP, configurations, run_pool
 from tests.emulator.programs import SANITIZED, Report
+from tests.pool_cases import EDGES, special_maps
 
 pytestmark = pytest.mark.skipif(
     programs.refusal() is not None, reason=f"emulator: {programs.refusal()}"
@@ -51,17 +52,9 @@ def maps(shape: tuple[int, ...], dtype: str, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=generator).to(DTYPES[dtype])
 
 
-def special_maps(dtype: str) -> list[torch.Tensor]:
-    """NaN of several bits, infinities, signed zeros and ties anywhere in a window."""
-    generator = torch.Generator().manual_seed(3)
-    values = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, -1.0, 1e-7])
-    values = values.to(DTYPES[dtype])
-    bits = values.view(INTEGERS[values.element_size()])
-    values = torch.cat([values, (bits[:1] | 1).view(values.dtype)])
-    shape = (3, 20, 9, 8)
-    draw = values[torch.randint(len(values), shape, generator=generator)]
-    zeros = torch.where(torch.rand(shape, generator=generator) < 0.5, 0.0, -0.0)
-    return [m.to(values.dtype) for m in (draw, zeros, torch.full(shape, -math.inf))]
+def edges(dtype: str) -> list[torch.Tensor]:
+    cases = special_maps(DTYPES[dtype])
+    return [cases[name] for name in EDGES]
 
 
 def checked(outcome: tuple[torch.Tensor, Report], channels: int, start: int = 0) -> torch.Tensor:
@@ -168,7 +161,7 @@ def test_the_maximum_is_bitwise_pytorchs(dtype: str, tmp_path: Path):
 
 @every_dtype
 def test_the_maximum_keeps_every_bit_of_special_values(dtype: str, tmp_path: Path):
-    for x in special_maps(dtype):
+    for x in edges(dtype):
         for window in WINDOWS[:3]:
             got = checked(run_pool(tmp_path, MAX, x, *window), x.shape[1])
             assert_same_memory(got, largest(x, *window))
@@ -196,7 +189,7 @@ def test_an_average_is_the_sum_in_the_order_of_the_window(
 @every_dtype
 def test_an_average_of_special_values_is_pytorchs(dtype: str, tmp_path: Path):
     """NaN and infinities come through the ReLU as they do in PyTorch."""
-    for x in special_maps(dtype):
+    for x in edges(dtype):
         window = ((3, 3), (1, 1), (1, 1))
         got = checked(run_pool(tmp_path, AVERAGE, x, *window, relu=True), x.shape[1])
         want = F.relu(F.avg_pool2d(x.double(), *window)).to(x.dtype)

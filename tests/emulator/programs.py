@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -254,6 +254,20 @@ def source_line(site: str, op: str) -> str:
     folders = (ROOT / "csrc" / op, ROOT / "csrc" / "common")
     path = next(folder / name for folder in folders if (folder / name).exists())
     return path.read_text().splitlines()[int(line) - 1].strip()
+
+
+def survivors(report: Report, op: str, noticed: Callable[[str, int], bool]) -> set[str]:
+    """The synchronizing calls of `report` whose loss is not noticed, by their code.
+
+    `noticed(site, weaken)` runs the kernel without the call, or where `weaken` is 1 with a wait for
+    one group less, and says whether anything showed.
+    """
+    return {
+        f"{source_line(site, op)} weakened by {weaken}"
+        for site, primitive in report.sites.items()
+        for weaken in ((0, 1) if primitive in ("cp_async_wait", "wgmma_wait") else (0,))
+        if not noticed(site, weaken)
+    }
 
 
 def save(tensor: torch.Tensor, path: Path) -> Path:

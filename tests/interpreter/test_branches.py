@@ -16,7 +16,7 @@ from fused_inception.ops.halving_branches import launch
 from fused_inception.ops.halving_branches.problem import Branch
 from tests import branch_cases
 from tests.branch_cases import SHAPES, BranchInputs, BranchShape, expected, make, problem_of
-from tests.test_emulator_pools import special_maps
+from tests.pool_cases import EDGES, special_maps
 
 TRITON = next(backend for backend in launch.BACKENDS if backend.name == "triton")
 
@@ -82,9 +82,10 @@ def test_some_convolutions_have_no_bias(without):
     )
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_the_maximum_of_special_values_is_bitwise_pytorchs(dtype):
-    for x in special_maps(dtype):
+    cases = special_maps(dtype)
+    for x in (cases[name] for name in EDGES):
         shape = BranchShape(3, 9, 8, ((16, 8),), 20)
         inputs = make(shape, x.dtype, testing.integer_conv)._replace(input=x)
         testing.assert_same_bits(run(shape, inputs)[:, 8:], F.max_pool2d(x, 3, 2))

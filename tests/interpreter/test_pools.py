@@ -16,6 +16,7 @@ from fused_inception.ops.common.geometry import empty_channels_last
 from fused_inception.ops.pool2d import launch
 from fused_inception.ops.pool2d.op import Problem, _check_max, global_avg_pool2d, max_pool2d
 from tests import test_emulator_pools
+from tests.pool_cases import EDGES, special_maps
 
 # (batch, channels, height, width)
 SHAPES = [(1, 1, 3, 3), (3, 20, 9, 8), (2, 64, 17, 17), (2, 130, 4, 7), (1, 16, 71, 5)]
@@ -26,17 +27,6 @@ WINDOWS = [(3, 2, 0), (3, 1, 1), (1, 1, 0), ((3, 2), (2, 1), (1, 0)), ((2, 3), (
 def maps(shape, dtype, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return testing.channels_last(torch.randn(shape, generator=generator).to(dtype))
-
-
-def special_maps(dtype):
-    """NaN, infinities, signed zeros and ties anywhere in a window."""
-    generator = torch.Generator().manual_seed(3)
-    values = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0, -1.0, 1e-7])
-    shape = (3, 20, 9, 8)
-    draw = values[torch.randint(len(values), shape, generator=generator)]
-    zeros = torch.where(torch.rand(shape, generator=generator) < 0.5, 0.0, -0.0)
-    low = torch.full(shape, -float("inf"))
-    return [testing.channels_last(m.to(dtype)) for m in (draw, zeros, low)]
 
 
 def average(x, bias, include_pad, output=None, first_image=0):
@@ -62,11 +52,11 @@ def test_the_maximum_is_bitwise_pytorchs(shape, window, precision):
     testing.assert_channels_last(result)
 
 
-@pytest.mark.parametrize("index", range(3), ids=["special", "zeros", "low"])
+@pytest.mark.parametrize("case", EDGES)
 @pytest.mark.parametrize("window", WINDOWS[:3], ids=str)
-def test_the_maximum_of_special_values_is_bitwise_pytorchs(window, index, precision):
+def test_the_maximum_of_special_values_is_bitwise_pytorchs(window, case, precision):
     dtype, _ = precision
-    x = special_maps(dtype)[index]
+    x = special_maps(dtype)[case]
     result = max_pool2d(x, window[0], stride=window[1], padding=window[2], backend="triton")
     testing.assert_same_bits(result, F.max_pool2d(x, *window))
 
