@@ -94,6 +94,22 @@ def probes() -> list[dict[str, Any]]:
     return rows
 
 
+def medians_of(
+    ways: dict[str, Callable[[torch.Tensor], torch.Tensor]],
+    input: torch.Tensor,
+    output: torch.Tensor,
+) -> list[float]:
+    """Microseconds of each way to make an `output` of an `input`, sampled in turns."""
+    timer = CudaTimer(input.device)
+    copies = [
+        input.clone(memory_format=torch.channels_last)
+        for _ in range(min(64, timer.inputs(input.nbytes + output.nbytes)))
+    ]
+    samplers = [timer.sampler(name, run, copies, "graph") for name, run in ways.items()]
+    samples = [[sampler() for sampler in samplers] for _ in range(SAMPLES)]
+    return [statistics.median(column) for column in zip(*samples, strict=True)]
+
+
 def name_of(c: cuda_launch.Configuration) -> str:
     cluster = {"split": c.split, "multicast": c.multicast}
     words = [f"{word}{count}" for word, count in cluster.items() if count > 1]
@@ -123,22 +139,14 @@ def pair_rows(shape: testing.PairShape, device: torch.device) -> list[dict[str, 
 
     results = [run(c, inputs.input) for c in table]
     same = all(torch.equal(result, results[0]) for result in results)
-    timer = CudaTimer(device)
-    copies = [
-        inputs.input.clone(memory_format=torch.channels_last)
-        for _ in range(min(64, timer.inputs(inputs.input.nbytes + results[0].nbytes)))
-    ]
-    samplers = {}
-    for c in table if same else ():
-        samplers[c] = timer.sampler(name_of(c), lambda x, c=c: run(c, x), copies, "graph")
-    samples: dict[cuda_launch.Configuration, list[float]] = {c: [] for c in samplers}
-    for _ in range(SAMPLES):
-        for c, sampler in samplers.items():
-            samples[c].append(sampler())
+    medians: list[float] = []
+    if same:
+        ways = {name_of(c): functools.partial(run, c) for c in table}
+        medians = medians_of(ways, inputs.input, results[0])
     properties: Any = torch.cuda.get_device_properties(device)
     clock = getattr(properties, "clock_rate", 0) * 1e3
     rows = []
-    for c in table:
+    for i, c in enumerate(table):
         clocks = cuda_launch.sm90_clocks(c, limits, problem)
         rows.append(
             {
@@ -146,7 +154,7 @@ def pair_rows(shape: testing.PairShape, device: torch.device) -> list[dict[str, 
                 "configuration": name_of(c),
                 "chosen": c == chosen,
                 "expected_us": clocks / clock * 1e6 if clock else None,
-                "us": statistics.median(samples[c]) if same else None,
+                "us": medians[i] if same else None,
                 "error": "" if same else "the configurations give different bits",
             }
         )
@@ -261,28 +269,20 @@ def op_rows(op: str, shape: Any, device: torch.device) -> list[dict[str, Any]]:
     inputs = random(shape, torch.bfloat16, device)
     found = candidates(op, shape, inputs)
     right = [torch.equal(result, results[-1]) for result in results]
-    timer = CudaTimer(device)
-    copies = [
-        inputs.input.clone(memory_format=torch.channels_last)
-        for _ in range(min(64, timer.inputs(inputs.input.nbytes + results[0].nbytes)))
-    ]
-    samples: dict[Candidate, list[float]] = {}
+    medians: list[float | None] = [None] * len(found)
     if all(right):
-        samplers = {c: timer.sampler(c.name, c.run, copies, "graph") for c in found}
-        samples = {c: [] for c in samplers}
-        for _ in range(SAMPLES):
-            for c, sampler in samplers.items():
-                samples[c].append(sampler())
+        ways = {f"{c.engine} {c.name}": c.run for c in found}
+        medians = [*medians_of(ways, inputs.input, results[0])]
     return [
         {
             "op": f"{op} {shape}",
             "configuration": c.name,
             "engine": c.engine,
             "chosen": c.chosen,
-            "us": statistics.median(samples[c]) if samples else None,
+            "us": us,
             "error": "" if same else "another result than Triton's on whole numbers",
         }
-        for c, same in zip(found, right, strict=True)
+        for c, same, us in zip(found, right, medians, strict=True)
     ]
 
 
