@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import torch
+
 from bench.sm90 import op_shapes
 from fused_inception import _extension, testing
 from fused_inception.ops.common.configurations import Product, choose_tile, load_table, padded
@@ -25,6 +27,7 @@ from fused_inception.ops.conv2d_act import cuda_launch as conv_launch
 from fused_inception.ops.conv2d_act.launch import FEW_CHANNELS
 from fused_inception.ops.grid_reduction import cuda_launch as reduction_launch
 from fused_inception.ops.split_conv2d import cuda_launch as split_launch
+from fused_inception.ops.split_conv2d.op import Problem
 from tests.sm90_table import CLOCK, H100, MEMORY_BYTES_PER_SECOND
 
 BATCHES = (1, 32, 256)
@@ -80,12 +83,11 @@ def product_work(
 
 
 def split_work(shape: testing.SplitShape) -> tuple[Work, Work | None]:
-    from fused_inception.ops.split_conv2d.op import Problem
-
     s = shape
     problem = Problem(
-        s.batch, s.c_in, s.height, s.width, s.c_row, s.c_col, s.taps_row, s.taps_col, None, None
-    )  # type: ignore[arg-type]
+        s.batch, s.c_in, s.height, s.width, s.c_row, s.c_col, s.taps_row, s.taps_col,
+        torch.bfloat16, torch.device("cuda"),
+    )  # fmt: skip
     others, blocks = s.taps_row + s.taps_col - 2, padded(s.c_in, BLOCK_K) // BLOCK_K
     here = split_launch.choose(of_wgmma(split_launch.table_of(problem)), H100, problem)
     assert here.whole

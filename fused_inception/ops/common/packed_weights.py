@@ -190,13 +190,15 @@ def can_pack(dtype: torch.dtype) -> bool:
             shift = bias[: weight.shape[0]]
             expected = F.conv2d(input, weight, shift, stride, padding, groups=groups)
             packed = pack(input.shape, weight, stride, padding, groups)
-            return all(
-                out.layout is torch.strided
-                and out.is_contiguous(memory_format=torch.channels_last)
-                and torch.equal(out, F.relu(expected) if activation == "relu" else expected)
-                for activation in ("none", "relu")
-                for out in (convolution(packed, shift, stride, padding, groups, activation)(input),)
-            )
+            for activation, wanted in (("none", expected), ("relu", F.relu(expected))):
+                out = convolution(packed, shift, stride, padding, groups, activation)(input)
+                if not (
+                    out.layout is torch.strided
+                    and out.is_contiguous(memory_format=torch.channels_last)
+                    and torch.equal(out, wanted)
+                ):
+                    return False
+            return True
 
         try:
             return is_right(weight, 1) and is_right(one_by_one, 16)
